@@ -19,8 +19,5 @@ setup(
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
     extras_require={"dev": settings["dev_requirements"].split()},
-    entry_points={
-        "console_scripts": settings["console_scripts"].split(),
-        "nbdev": [f"{settings['lib_path']}={settings['lib_path']}._modidx:d"],
-    },
+    entry_points={"console_scripts": settings["console_scripts"].split()},
 )

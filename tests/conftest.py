@@ -1,0 +1,25 @@
+"""What several test files need: the checkout and the built site."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def site() -> Path:
+    """The built site: `make test` builds it and says where it is; by hand, what `make book` left."""
+    folder = Path(os.environ.get("GENBOOK_SITE") or ROOT / "_build" / "html")
+    if not (folder / "searchindex.js").is_file():
+        if os.environ.get("GENBOOK_SITE"):
+            pytest.fail(f"no site in {folder}")
+        pytest.skip("the site isn't built; run `make book` first")
+    return folder

@@ -1,0 +1,84 @@
+"""The notebooks and the package: one is exported from the other, and the sources are clean."""
+
+import configparser
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from genbook import book
+
+NOTEBOOKS = {name: path for name, path in book.chapters(Path(__file__).parent.parent / "nbs").items()}
+
+
+def test_package_is_what_the_notebooks_export(root, tmp_path):
+    shutil.copytree(root / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    for name in ("settings.ini", "pyproject.toml"):
+        shutil.copy(root / name, tmp_path)
+    (tmp_path / "genbook").mkdir()
+    shutil.copy(root / "genbook/__init__.py", tmp_path / "genbook")
+    subprocess.run([Path(sys.executable).with_name("nbdev_export")], cwd=tmp_path, check=True, timeout=120)
+
+    def modules(folder):
+        paths = sorted(path for path in folder.glob("*.py") if path.name != "_modidx.py")  # nbdev's own index
+        return {path.name: path.read_text("utf8") for path in paths}
+
+    exported, committed = modules(tmp_path / "genbook"), modules(root / "genbook")
+    assert exported.keys() == committed.keys(), "modules were added or left over; run `make export`"
+    different = [name for name in exported if exported[name] != committed[name]]
+    assert not different, f"{different} differ from what the notebooks export; run `make export`"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_is_clean(name):
+    notebook = json.loads(NOTEBOOKS[name].read_text("utf8"))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code), "holds outputs; run `nbdev_clean`"
+    assert notebook["metadata"].keys() <= {"kernelspec", "language_info"}
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(ids) == len(set(ids)), "two cells have the same id"
+    titles = [line for text in book.cells(notebook, "markdown") for line in book.without_code(text).splitlines() if line.startswith("# ")]
+    assert len(titles) == 1, f"a chapter has one title, this one {titles}"
+    for source in book.cells(notebook, "code"):
+        book.split_directives(source)  # raises on an unknown directive
+
+
+def test_every_notebook_is_in_the_table_of_contents(root):
+    listed = re.findall(r"^[\s-]*(?:root|file):\s*(\S+)", (root / "_toc.yml").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(NOTEBOOKS)
+    assert len(listed) == len(set(listed))
+
+
+def test_reader_is_pure_and_leaves_no_directive(root):
+    for name, path in NOTEBOOKS.items():
+        text = path.read_text("utf8")
+        page = book.read_notebook(text, root)
+        assert page == book.read_notebook(text, root), name
+        copy = json.loads(book.reader_copy(text))
+        for cell in [*page.cells, *copy["cells"]]:
+            assert cell["cell_type"] != "code" or not re.search(r"^#\s*\|", cell["source"], re.MULTILINE), name
+
+
+def test_every_requirement_is_locked(root):
+    settings = configparser.ConfigParser(delimiters=["="])
+    settings.read(root / "settings.ini")
+    wanted = (settings["DEFAULT"]["requirements"] + " " + settings["DEFAULT"]["dev_requirements"]).split()
+    lines = [line for line in (root / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line) for line in lines), "a version that isn't exact"
+
+    def normal(name):
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    locked = {normal(line.split("==")[0]) for line in lines}
+    missing = [name for name in wanted if normal(re.split(r"[<>=!~\[]", name)[0]) not in locked]
+    assert not missing, f"not in requirements.lock: {missing}; run `make lock`"
+
+
+def test_importing_the_package_is_light():
+    code = "import sys, genbook, genbook.book; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"nbdev", "nbformat", "sphinx", "IPython", "jupyter_cache", "torch"} & set(loaded)
