@@ -1,0 +1,221 @@
+"""The site in a headless Chromium with the network cut: mathematics is typeset, search finds, nothing is logged or fetched.
+
+Chromium is driven over a pair of pipes (`--remote-debugging-pipe`), so it needs no driver and no library.
+"""
+
+import contextlib
+import functools
+import http.server
+import itertools
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from genbook import book
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
+    "--remote-debugging-pipe",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # the network is cut: no name resolves
+)  # fmt: skip
+
+
+class Browser:
+    """A headless Chromium that answers the DevTools protocol: messages of JSON, each ended by a zero byte."""
+
+    def __init__(self, command: str, profile: Path):
+        to_read, self._write = os.pipe()
+        self._read, to_write = os.pipe()
+
+        def connect():  # Chromium listens on descriptor 3 and answers on 4
+            inward, outward = os.dup(to_read), os.dup(to_write)
+            os.dup2(inward, 3)
+            os.dup2(outward, 4)
+
+        arguments = [command, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        self._process = subprocess.Popen(
+            arguments, preexec_fn=connect, close_fds=False, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(to_read)
+        os.close(to_write)
+        self._buffer, self._ids, self.events = b"", itertools.count(1), []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def _next(self, deadline: float) -> dict:
+        while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._read], [], [], max(0, deadline - time.monotonic()))
+            data = os.read(self._read, 1 << 20) if ready else b""
+            if not data:
+                raise TimeoutError("the browser does not answer")
+            self._buffer += data
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        return json.loads(message)
+
+    def call(self, method: str, timeout: float = 60, **params) -> dict:
+        number = next(self._ids)
+        message = {"id": number, "method": method, "params": params}
+        if hasattr(self, "_session"):
+            message["sessionId"] = self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        deadline = time.monotonic() + timeout
+        while True:
+            answer = self._next(deadline)
+            if answer.get("id") == number:
+                assert "error" not in answer, f"{method}: {answer['error']}"
+                return answer["result"]
+            self.events.append(answer)
+
+    def evaluate(self, expression: str):
+        """The value of a JavaScript expression; a promise is waited for."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def open(self, url: str) -> None:
+        """Load a page and wait until it has loaded and its mathematics is set."""
+        self.events.clear()
+        self.call("Page.navigate", url=url)
+        self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self.evaluate("window.MathJax && MathJax.startup && MathJax.startup.promise ? MathJax.startup.promise.then(() => 1) : 1")
+
+    def wait_for(self, condition: str, timeout: float = 30) -> None:
+        deadline = time.monotonic() + timeout
+        while not self.evaluate(f"Boolean({condition})"):
+            assert time.monotonic() < deadline, f"never became true: {condition}"
+            time.sleep(0.05)
+
+    def errors(self) -> list[str]:
+        """What the page logged as an error, threw, or failed to load."""
+        found = []
+        for event in self.events:
+            params = event.get("params", {})
+            if event.get("method") == "Runtime.exceptionThrown":
+                details = params["exceptionDetails"]
+                found.append(details.get("exception", {}).get("description") or details["text"])
+            elif event.get("method") == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
+                found.append(" ".join(str(part.get("value", part.get("description"))) for part in params["args"]))
+            elif event.get("method") == "Log.entryAdded" and params["entry"]["level"] == "error":
+                found.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
+        return found
+
+    def requests(self) -> list[str]:
+        return [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self.call("Browser.close", timeout=5)
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        os.close(self._read)
+        os.close(self._write)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    command = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if command is None:
+        reason = f"no Chromium here (looked for {', '.join(BROWSERS)}): the site is not tested in a browser"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    browser = Browser(command, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """The site, served on loopback."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+CHAPTERS = list(book.chapters(Path(__file__).resolve().parent.parent / "nbs"))
+
+
+@pytest.mark.parametrize("name", [*CHAPTERS, "search", "genindex"])
+def test_page(browser, address, name):
+    browser.open(f"{address}/{name}.html")
+    assert not browser.errors()
+    assert not [url for url in browser.requests() if not url.startswith((address, "data:"))]
+    typeset = browser.evaluate(
+        "[document.querySelectorAll('.math').length, document.querySelectorAll('mjx-container').length,"
+        " document.querySelectorAll('mjx-merror, [data-mjx-error]').length,"
+        " [...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container')).length]"
+    )
+    expressions, containers, failed, left = typeset
+    assert failed == 0 and left == 0, f"{failed} formulas that MathJax can't set, {left} that it left alone"
+    assert containers >= expressions
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_page_fits_a_phone(browser, address, name, scheme):
+    browser.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
+    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    try:
+        browser.open(f"{address}/{name}.html")
+        assert browser.evaluate("document.documentElement.dataset.theme") == scheme
+        width = browser.evaluate("document.documentElement.scrollWidth")
+        assert width <= 390, f"the page is {width} pixels wide on a screen of 390"
+        assert not browser.errors()
+    finally:
+        browser.call("Emulation.clearDeviceMetricsOverride")
+        browser.call("Emulation.setEmulatedMedia", features=[])
+
+
+def test_search_finds_a_word(browser, address):
+    browser.open(f"{address}/search.html?q=likelihood")
+    browser.wait_for("document.querySelectorAll('#search-results li a').length")
+    found = browser.evaluate("[...document.querySelectorAll('#search-results li a')].map(a => a.getAttribute('href'))")
+    assert any("likelihoods.html" in link for link in found), found
+    assert not browser.errors()
+
+    browser.open(f"{address}/search.html?q=xyzzyplugh")
+    browser.wait_for("document.querySelector('#search-results p')?.textContent.includes('did not match')")
+
+
+def test_a_mark_leads_to_the_check(browser, address, site, root):
+    checked = [equation for equation in book.coverage(root / "nbs") if equation.chapter in equation.checked_by]
+    assert checked, "the book has no equation that its own chapter checks"
+    equation = checked[0]
+    browser.open(f"{address}/{equation.chapter}.html")
+    identifier = f"equation-{equation.label}"
+    browser.evaluate(f"document.getElementById('{identifier}').querySelector('.equation-mark').click()")
+    browser.wait_for(f"location.hash === '#check-{equation.label}'")
+    top = browser.evaluate(f"document.getElementById('check-{equation.label}').getBoundingClientRect().top")
+    assert -50 < top < browser.evaluate("innerHeight")
+
+
+def test_a_broken_page_is_noticed(browser, tmp_path):
+    """The instrument itself: a page with an error, a formula that can't be set and a foreign image is seen as such."""
+    page = tmp_path / "broken.html"
+    page.write_text("<img src='https://example.org/x.png' alt='x'><script>console.error('oh'); null.x</script>")
+    browser.open(page.as_uri())
+    assert any("oh" in error for error in browser.errors()) and any("null" in error for error in browser.errors())
+    assert "https://example.org/x.png" in browser.requests()
