@@ -733,15 +733,21 @@ _GLYPH = 64  # side of the square in which a digit's outline is described, in ce
 _HEIGHT = 40  # height of a digit in it
 
 # Fonts whose strokes, thinned to a line, look like a hand's; and fonts that look like house numbers.
-_HAND_FONTS = ("DejaVuSans", "DejaVuSans-Oblique", "DejaVuSansMono-Oblique", "cmss10", "cmtt10", "STIXGeneral", "STIXGeneralItalic", "cmti10")
+_HAND_FONTS = (
+    "DejaVuSans", "DejaVuSans-Oblique", "DejaVuSansMono-Oblique", "cmtt10", "cmss10", "STIXGeneral",
+    "STIXGeneralItalic", "cmti10",
+)
 _SIGN_FONTS = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSansMono",
     "DejaVuSansMono-Bold", "STIXGeneral", "STIXGeneralBol", "cmb10", "cmss10", "cmr10",
 )
 
 
-def _glyphs(fonts: tuple[str, ...]) -> np.ndarray:
-    """Filled digits of some fonts, `(fonts, 10, 64, 64)` of booleans, each `_HEIGHT` cells high and centred."""
+def _glyphs(fonts: tuple[str, ...], bars: tuple[str, ...] = ()) -> np.ndarray:
+    """Filled digits of some fonts, `(fonts, 10, 64, 64)` of booleans, each `_HEIGHT` cells high and centred.
+
+    In the fonts named in `bars` the 1 is a plain bar (their letter l), as most people write it.
+    """
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
@@ -750,8 +756,9 @@ def _glyphs(fonts: tuple[str, ...]) -> np.ndarray:
     for i, font_name in enumerate(fonts):
         font = ImageFont.truetype(folder / f"{font_name}.ttf", 200, layout_engine=ImageFont.Layout.BASIC)
         for digit in range(10):
+            character = "l" if digit == 1 and font_name in bars else str(digit)
             large = Image.new("L", (400, 400))
-            ImageDraw.Draw(large).text((100, 60), str(digit), font=font, fill=255)
+            ImageDraw.Draw(large).text((100, 60), character, font=font, fill=255)
             large = large.crop(large.getbbox())
             width = max(4, round(large.width * _HEIGHT / large.height))
             small = np.asarray(large.resize((width, _HEIGHT), Image.Resampling.BOX)) > 127
@@ -790,7 +797,7 @@ def _stroke_fields() -> np.ndarray:
     """Distance, in cells, from the thinned strokes of the hand-like fonts: `(fonts * 10, 64, 64)` float32."""
     from scipy.ndimage import distance_transform_edt
 
-    lines = _thin(_glyphs(_HAND_FONTS)).reshape(-1, _GLYPH, _GLYPH)
+    lines = _thin(_glyphs(_HAND_FONTS, bars=_HAND_FONTS[:2] + _HAND_FONTS[4:5])).reshape(-1, _GLYPH, _GLYPH)
     return np.stack([distance_transform_edt(~line) for line in lines]).astype(np.float32)
 
 
@@ -879,15 +886,15 @@ def _draw_strokes(fields: np.ndarray, which: np.ndarray, u: np.ndarray) -> np.nd
     bent_y = y + bend[0] * turn(x / 11 + phase[0]) + 0.5 * bend[1] * turn(y / 7 + phase[1])
     bent_x = x + bend[2] * turn(y / 11 + phase[2]) + 0.5 * bend[3] * turn(x / 7 + phase[3])
     angle = _between(u[:, 12], -0.18, 0.18)
-    slant = _between(u[:, 13], -0.12, 0.42)
-    cells_y = np.float32(_HEIGHT / 17.6) / _between(u[:, 14], 0.88, 1.08)  # cells to a pixel
-    cells_x = np.float32(_HEIGHT / 17.6) / _between(u[:, 15], 0.75, 1.2)
+    slant = _between(u[:, 13], -0.15, 0.5)
+    cells_y = np.float32(_HEIGHT / 18.6) / _between(u[:, 14], 0.88, 1.08)  # cells to a pixel
+    cells_x = np.float32(_HEIGHT / 18.6) / _between(u[:, 15], 0.78, 1.3)
     turned_y, turned_x = bent_y - angle * bent_x, bent_x + angle * bent_y
     middle = np.float32((_GLYPH - 1) / 2)
     cell_y = middle + cells_y * turned_y
     cell_x = middle + cells_x * (turned_x + slant * turned_y)
     distance = _sample_field(fields, which, cell_y, cell_x) / ((cells_y + cells_x) / 2)  # in pixels
-    pen = _between(u[:, 16] * u[:, 17], 0.75, 2.1) + 0.25 * turn(x / 13 + y / 17 + phase[0])  # half its width
+    pen = _between(u[:, 16] * (0.35 + 0.65 * u[:, 17]), 0.7, 2.0) + 0.25 * turn(x / 13 + y / 17 + phase[0])  # half its width
     ink = np.clip(pen + 0.5 - distance, 0, 1)
     return (ink * 255 + 0.5).astype(np.uint8)
 
@@ -939,6 +946,13 @@ def _blur(images: np.ndarray, amount: np.ndarray) -> np.ndarray:
     return images
 
 
+def _warmth(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """What daylight adds to red, green and blue, `(n, 3)`: mostly a step from blue to yellow, seldom a large one."""
+    warm, green = 2 * u - 1, 2 * v - 1
+    step = 0.03 * warm + 0.07 * warm * np.abs(warm)
+    return np.stack([step, 0.2 * step + 0.025 * green, -step], axis=1)
+
+
 def _draw_signs(digits: np.ndarray, u: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """The pictures of `toy_house_numbers`, from their uniform numbers."""
     n = len(digits)
@@ -968,29 +982,28 @@ def _draw_signs(digits: np.ndarray, u: np.ndarray, noise: np.ndarray) -> np.ndar
     shadow = np.roll(ink, (1, 1), axis=(-2, -1)) * (1 - ink) * shadow_shift
 
     # Colours: mostly muted, the digit lighter or darker than the wall by a contrast that is sometimes small.
-    base = 0.12 + 0.76 * u[:, 19:20]
-    tint = (u[:, 20:23] - 0.5) * (0.06 + 0.34 * u[:, 23:24] ** 2)
-    contrast = 0.14 + 0.5 * u[:, 24:25]
-    lighter = u[:, 25:26] * 1.2 - 0.1 > base
-    tone = np.where(lighter, base + contrast, base - contrast)
-    wall = (base + tint)[:, :, None, None]
-    paint = (tone + (u[:, 26:29] - 0.5) * (0.04 + 0.4 * u[:, 29:30] ** 2))[:, :, None, None]
+    base = 0.15 + 0.7 * u[:, 19:20]
+    contrast = 0.12 + 0.6 * u[:, 24:25] * u[:, 25:26] + 0.12 * u[:, 23:24]
+    lighter = u[:, 22:23] * 0.8 + 0.1 > base
+    tone = np.clip(np.where(lighter, base + contrast, base - contrast), 0.03, 0.97)
+    wall = (base + _warmth(u[:, 20], u[:, 21]))[:, :, None, None]
+    paint = (tone + _warmth(u[:, 28], u[:, 29]))[:, :, None, None]
 
     # Clutter: a stripe of another colour, along the wall or the frame of the sign, at one edge or two.
-    edge_at = _between(u[:, 30], -16.0, 40.0)
+    edge_at = _between(u[:, 30], -8.0, 40.0)
     leaning = np.where(_between(u[:, 31], 0, 1) < 0.5, y + 0.1 * x, x - 0.1 * y)
     band = np.clip(0.5 + (leaning - edge_at), 0, 1)[:, None]
     other_at = _between(u[:, 32], -40.0, -11.0)
     other = np.clip(0.5 - (turned_y - other_at * 0.7), 0, 1)[:, None]
-    patch = ((u[:, 33:36] - 0.5) * 0.5)[:, :, None, None]
-    wall = wall + band * patch - other * patch[:, ::-1]
+    patch = ((u[:, 33:34] - 0.5) * 0.5 + _warmth(u[:, 34], u[:, 35]))[:, :, None, None]
+    wall = wall + band * patch - other * patch
 
     picture = wall * (1 - ink) + paint * ink - 0.25 * shadow
-    light = 1 + _between(u[:, 36], -0.35, 0.35) * x / 16 + _between(u[:, 37], -0.35, 0.35) * y / 16
+    light = 1 + _between(u[:, 36], -0.25, 0.25) * x / 16 + _between(u[:, 37], -0.25, 0.25) * y / 16
     picture = picture * light[:, None]
-    for k in (38, 39, 40):
-        picture = _blur(picture, _between(u[:, k], 0.05, 0.62)[:, None])
-    picture = picture + noise * _between(u[:, 41] ** 2, 0.01, 0.09)[:, None]
+    for k in (38, 39, 40, 41, 42, 43):  # from sharp to out of focus, the same way in all passes
+        picture = _blur(picture, _between(u[:, 38] * 0.7 + u[:, k] * 0.3, -0.15, 0.6).clip(0)[:, None])
+    picture = picture + noise * _between(u[:, 44] ** 2, 0.01, 0.06)[:, None]
     return (np.clip(picture, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8)
 
 
