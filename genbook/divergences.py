@@ -35,7 +35,7 @@ def kl_gaussian_gaussian_analytic(
     mu_q, logvar_q, mu_p, logvar_p = map(widen, (mu_q, logvar_q, mu_p, logvar_p))
     log_ratio = logvar_q - logvar_p
     shift = (mu_q - mu_p) * torch.exp(-0.5 * logvar_p)
-    # expm1 keeps the digits of exp(r) - 1 where q is almost p; the naive form can come out negative there.
+    # expm1 keeps the digits of exp(r) - 1 where q is almost p; else KL can come out negative.
     return 0.5 * sum_features(torch.expm1(log_ratio) - log_ratio + shift.square())
 
 # %% ../nbs/foundations/divergences.ipynb #2ced6bbd
@@ -46,9 +46,10 @@ def kl_gaussian_gaussian_mc(
     logvar_p: Float[Tensor, "batch *features"],
     num_samples: int = 1,
 ) -> Float[Tensor, "batch"]:
-    """KL(q‖p) between Gaussians with diagonal covariances, estimated from reparameterised samples of q.
+    """KL(q‖p) between Gaussians with diagonal covariances, from reparameterised samples of q.
 
-    Unbiased, and so is its gradient; a single estimate may be negative. Draws from torch's global generator.
+    Unbiased, and so is its gradient; a single estimate may be negative. Draws from torch's
+    global generator.
 
     Args:
         mu_q: means of q.
@@ -69,7 +70,7 @@ def kl_gaussian_gaussian_mc(
     mu_q, logvar_q, mu_p, logvar_p = map(widen, (mu_q, logvar_q, mu_p, logvar_p))
     noise = torch.randn(num_samples, *mu_q.shape, dtype=mu_q.dtype, device=mu_q.device)
     z = mu_q + torch.exp(0.5 * logvar_q) * noise  # (num_samples, batch, ...)
-    # Under q the standardised sample is the noise itself, and the constants of the two densities cancel.
+    # Under q the standardised sample is the noise itself; the constants of the densities cancel.
     standardised = (z - mu_p) * torch.exp(-0.5 * logvar_p)
     log_ratio = 0.5 * (logvar_p - logvar_q + standardised.square() - noise.square())
     return sum_features(log_ratio.mean(0))

@@ -17,7 +17,7 @@ def check_same_shape(**tensors: Tensor) -> None:
     """Require named tensors to share one shape with a batch axis first.
 
     Raises:
-        ValueError: shapes differ, or there is no batch axis; names every argument and its shape.
+        ValueError: shapes differ, or there is no batch axis; every argument is named.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if len(set(shapes.values())) > 1 or () in shapes.values():
@@ -26,7 +26,7 @@ def check_same_shape(**tensors: Tensor) -> None:
 
 
 def widen(x: Tensor) -> Tensor:
-    """`x` in float32, or in float64 where it already is: densities are never summed in half precision."""
+    """`x` in float32, or float64 where it already is: half precision is too coarse for sums."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -41,8 +41,8 @@ def log_likelihood_bernoulli(
 ) -> Float[Tensor, "batch"]:
     """Log-probability of binary pixels under independent Bernoulli distributions.
 
-    Finite, with a finite gradient, where `mu` is exactly 0 or 1 and the target agrees; minus infinity where it
-    disagrees. Train with `log_likelihood_bernoulli_logits`.
+    Finite, with a finite gradient, where `mu` is exactly 0 or 1 and the target agrees; minus
+    infinity where it disagrees. Train with `log_likelihood_bernoulli_logits`.
 
     Args:
         mu: probability that a pixel is 1, in [0, 1].
@@ -59,8 +59,10 @@ def log_likelihood_bernoulli(
     for name, values in (("mu", mu), ("target", target)):
         if ((values < 0) | (values > 1)).any():
             lowest, highest = values.min().item(), values.max().item()
-            raise ValueError(f"{name} must lie in [0, 1], got values from {lowest:g} to {highest:g}")
-    # A weight of 0 must silence its term, but 0 * log(0) is NaN: such a term sees a harmless probability instead.
+            raise ValueError(
+                f"{name} must lie in [0, 1], got values from {lowest:g} to {highest:g}"
+            )
+    # A weight of 0 must silence its term, but 0 * log(0) is NaN: there, take the log of 1.
     log_one = torch.where(target > 0, mu, 1.0).log()
     log_zero = torch.where(target < 1, -mu, 0.0).log1p()
     return sum_features(target * log_one + (1 - target) * log_zero)
@@ -70,11 +72,11 @@ def log_likelihood_bernoulli_logits(
     logits: Float[Tensor, "batch *features"],
     target: Num[Tensor, "batch *features"],
 ) -> Float[Tensor, "batch"]:
-    """Log-probability of binary pixels, from logits: accurate everywhere, and the one to train with.
+    """Log-probability of binary pixels from logits: accurate everywhere; train with this one.
 
     Args:
         logits: log-odds that a pixel is 1; half precision is computed in float32.
-        target: pixels, 0 or 1; any dtype. Values are not inspected, so as not to make a GPU wait.
+        target: pixels, 0 or 1; any dtype. Values aren't inspected: a GPU would have to wait.
 
     Returns:
         `(batch,)`, nats, summed over pixels ({eq}`eq-bernoulli-logits`).
@@ -84,7 +86,11 @@ def log_likelihood_bernoulli_logits(
     """
     check_same_shape(logits=logits, target=target)
     logits = widen(logits)
-    return -sum_features(F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none"))
+    return -sum_features(
+        F.binary_cross_entropy_with_logits(
+            logits, target.to(logits.dtype), reduction="none"
+        )
+    )
 
 # %% ../nbs/foundations/likelihoods.ipynb #9f48793b
 def log_likelihood_normal(
@@ -107,7 +113,8 @@ def log_likelihood_normal(
     """
     check_same_shape(mu=mu, logvar=logvar, z=z)
     mu, logvar, z = widen(mu), widen(logvar), widen(z)
-    # Scaling before squaring: exp(-logvar) would overflow in float32 from logvar = -88, and times zero give NaN.
+    # Scale, then square: exp(-logvar) overflows in float32 from logvar = -88 on, and times zero
+    # gives NaN.
     standardised = (z - mu) * torch.exp(-0.5 * logvar)
     return -0.5 * sum_features(math.log(2 * math.pi) + logvar + standardised.square())
 

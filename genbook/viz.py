@@ -34,7 +34,7 @@ DASHES = ["-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 
 
 
 def style() -> AbstractContextManager:
-    """The book's matplotlib settings, inside a `with` block; a figure drawn by hand is drawn in one."""
+    """The book's matplotlib settings, for a `with` block around anything drawn by hand."""
     return matplotlib.rc_context(
         {
             "figure.facecolor": "none",
@@ -76,7 +76,14 @@ class Figure(MatplotlibFigure):
         """PNG bytes, `scale` pixels a screen pixel."""
         buffer = io.BytesIO()
         with style():
-            self.savefig(buffer, format="png", dpi=100 * scale, facecolor="none", bbox_inches="tight", pad_inches=0.05)
+            self.savefig(
+                buffer,
+                format="png",
+                dpi=100 * scale,
+                facecolor="none",
+                bbox_inches="tight",
+                pad_inches=0.05,
+            )
         return buffer.getvalue()
 
     def _repr_mimebundle_(self, include=None, exclude=None):
@@ -97,14 +104,17 @@ def panels(
     Args:
         nrows: rows of axes.
         ncols: columns of axes.
-        size: width and height in hundreds of screen pixels; by default as wide as a page's column.
+        size: width and height in hundreds of screen pixels; by default a column's width.
         subplots: passed on to `Figure.subplots`, such as `sharey=True`.
 
     Returns:
         the figure, and one axes or an array of them.
     """
     with style():
-        figure = Figure(figsize=size or (7.2, 3.0 * nrows if ncols > 1 else 3.4 * nrows), layout="constrained")
+        figure = Figure(
+            figsize=size or (7.2, 3.0 * nrows if ncols > 1 else 3.4 * nrows),
+            layout="constrained",
+        )
         FigureCanvasAgg(figure)
         return figure, figure.subplots(nrows, ncols, **subplots)
 
@@ -117,12 +127,12 @@ def tile(
     """Images laid out row by row.
 
     Args:
-        images: `(N, C, H, W)` with one or three channels, or `(N, H, W)`; uint8, or numbers in [0, 1].
+        images: `(N, C, H, W)`, C one or three, or `(N, H, W)`; uint8, or numbers in [0, 1].
         ncols: images a row; by default a grid about twice as wide as high.
         gap: pixels between neighbours.
 
     Returns:
-        the picture `(height, width, C)`, and `(height, width)` booleans, true where it shows an image.
+        the picture `(height, width, C)`, and `(height, width)` booleans, true within an image.
 
     Raises:
         ValueError: no images, another shape, or values outside [0, 1].
@@ -131,19 +141,29 @@ def tile(
     if images.ndim == 3:
         images = images[:, None]
     if images.ndim != 4 or images.shape[0] == 0 or images.shape[1] not in (1, 3):
-        raise ValueError(f"images must be (N, 1 or 3, H, W) or (N, H, W) with N > 0, got {tuple(images.shape)}")
+        raise ValueError(
+            "images must be (N, 1 or 3, H, W) or (N, H, W) with N > 0, "
+            f"got {tuple(images.shape)}"
+        )
     if ncols is not None and ncols < 1:
         raise ValueError(f"ncols must be at least 1, got {ncols}")
     if images.dtype != torch.uint8:
         images = images.float()
         lowest, highest = images.min().item(), images.max().item()
         if not (lowest >= 0 and highest <= 1):
-            raise ValueError(f"images must lie in [0, 1] (or be uint8), got values from {lowest:g} to {highest:g}")
+            raise ValueError(
+                "images must lie in [0, 1] (or be uint8), "
+                f"got values from {lowest:g} to {highest:g}"
+            )
         images = (images * 255).round().to(torch.uint8)
     n, channels, height, width = images.shape
     ncols = min(n, ncols or math.ceil(math.sqrt(2 * n)))
     nrows = math.ceil(n / ncols)
-    picture = np.full((nrows * (height + gap) - gap, ncols * (width + gap) - gap, channels), 121, dtype=np.uint8)
+    picture = np.full(
+        (nrows * (height + gap) - gap, ncols * (width + gap) - gap, channels),
+        121,
+        dtype=np.uint8,
+    )
     shown = np.zeros(picture.shape[:2], dtype=bool)
     for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
         top, left = (i // ncols) * (height + gap), (i % ncols) * (width + gap)
@@ -153,10 +173,15 @@ def tile(
 
 
 def to_png(images: Num[Tensor, "n *chw"], ncols: int | None = None, gap: int = 1) -> bytes:
-    """PNG bytes of a plain grid, a pixel a pixel; the same images give the same bytes. See `tile` for the arguments."""
+    """PNG bytes of a plain grid, a pixel a pixel; the same images give the same bytes.
+
+    The arguments are those of `tile`.
+    """
     picture, _ = tile(images, ncols, gap)
     buffer = io.BytesIO()
-    Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(buffer, "PNG", optimize=True)
+    Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(
+        buffer, "PNG", optimize=True
+    )
     return buffer.getvalue()
 
 
@@ -190,22 +215,38 @@ def image_grid(
         ValueError: as `tile`; or labels that are not one a row, or one a column.
     """
     picture, shown = tile(images, ncols, gap)
-    high, wide = (torch.as_tensor(images).shape[-2:])
-    nrows, ncols = (picture.shape[0] + gap) // (high + gap), (picture.shape[1] + gap) // (wide + gap)
-    for name, labels, expected in (("row_labels", row_labels, nrows), ("col_labels", col_labels, ncols)):
+    high, wide = torch.as_tensor(images).shape[-2:]
+    nrows, ncols = (picture.shape[0] + gap) // (high + gap), (picture.shape[1] + gap) // (
+        wide + gap
+    )
+    for name, labels, expected in (
+        ("row_labels", row_labels, nrows),
+        ("col_labels", col_labels, ncols),
+    ):
         if labels is not None and len(labels) != expected:
             raise ValueError(f"{name} must hold {expected} labels, got {len(labels)}")
     with style():
         if ax is None:
             width = width or min(7.2, max(0.62 * ncols, 1.5))
-            _, ax = panels(size=(width, width * picture.shape[0] / picture.shape[1] + 0.3 * bool(title or col_labels)))
+            _, ax = panels(
+                size=(
+                    width,
+                    width * picture.shape[0] / picture.shape[1]
+                    + 0.3 * bool(title or col_labels),
+                )
+            )
         colour = np.broadcast_to(picture, (*picture.shape[:2], 3))
-        ax.imshow(np.dstack([colour, np.where(shown, 255, 0).astype(np.uint8)]), interpolation="nearest")
+        ax.imshow(
+            np.dstack([colour, np.where(shown, 255, 0).astype(np.uint8)]),
+            interpolation="nearest",
+        )
         ax.set_title(title)
         ax.grid(False)
         ax.spines[:].set_visible(False)
         ax.tick_params(length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
-        rows, cols = (np.arange(nrows) + 0.5) * (high + gap) - gap / 2, (np.arange(ncols) + 0.5) * (wide + gap) - gap / 2
+        rows, cols = (np.arange(nrows) + 0.5) * (high + gap) - gap / 2, (
+            np.arange(ncols) + 0.5
+        ) * (wide + gap) - gap / 2
         ax.set_yticks(rows if row_labels is not None else [], row_labels)
         ax.set_xticks(cols if col_labels is not None else [], col_labels)
     return ax.figure
@@ -230,7 +271,7 @@ def curves(
     """Lines over a common axis, one a series.
 
     Args:
-        series: name to values `y`, or `(x, y)`, or `(x, y, error)`, whose error is drawn as a band of ± one error.
+        series: name to values `y`, or `(x, y)`, or `(x, y, error)`; an error is drawn as a band.
         xlabel: name of the horizontal axis, with its unit.
         ylabel: name of the vertical axis, with its unit.
         x: abscissae of every series given as values alone; by default 0, 1, 2, ...
@@ -253,19 +294,34 @@ def curves(
         for name, values in series.items():
             abscissae, ordinates, error = x, values, None
             if isinstance(values, tuple):
-                abscissae, ordinates, *rest = (np.asarray(torch.as_tensor(v).detach().cpu(), float) for v in values)
+                abscissae, ordinates, *rest = (
+                    np.asarray(torch.as_tensor(v).detach().cpu(), float) for v in values
+                )
                 error = rest[0] if rest else None
             ordinates = np.asarray(torch.as_tensor(ordinates).detach().cpu(), float)
-            abscissae = np.arange(len(ordinates)) if abscissae is None else np.asarray(abscissae, float)
+            abscissae = (
+                np.arange(len(ordinates))
+                if abscissae is None
+                else np.asarray(abscissae, float)
+            )
             (line,) = ax.plot(abscissae, ordinates, label=name, marker=marker)
             if error is not None:
                 band = (ordinates - error, ordinates + error)
-                ax.fill_between(abscissae, *band, color=line.get_color(), alpha=0.25, linewidth=0)
+                ax.fill_between(
+                    abscissae, *band, color=line.get_color(), alpha=0.25, linewidth=0
+                )
         for name, level in (lines or {}).items():
             ax.axhline(level, color=INK, linewidth=1, linestyle=(0, (1, 1)))
             # Placed within the axes, so that a long name doesn't push the plot aside.
-            ax.annotate(name, (0.995, level), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                        textcoords="offset points", ha="right", fontsize=9)
+            ax.annotate(
+                name,
+                (0.995, level),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="right",
+                fontsize=9,
+            )
         ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
         if logx:
             ax.set_xscale("log")
@@ -313,9 +369,23 @@ def bars(
             _, ax = panels(size=size)
         heights = [float(value) for value in values.values()]
         yerr = [float((errors or {}).get(name, 0)) for name in values] if errors else None
-        drawn = ax.bar(list(values), heights, color=COLOURS["blue"], width=0.65, yerr=yerr, ecolor=INK, capsize=3)
+        drawn = ax.bar(
+            list(values),
+            heights,
+            color=COLOURS["blue"],
+            width=0.65,
+            yerr=yerr,
+            ecolor=INK,
+            capsize=3,
+        )
         if label:
-            ax.bar_label(drawn, [label.format(height) for height in heights], padding=2, fontsize=9, color=INK)
+            ax.bar_label(
+                drawn,
+                [label.format(height) for height in heights],
+                padding=2,
+                fontsize=9,
+                color=INK,
+            )
         ax.grid(False, axis="x")
         ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
         ax.margins(y=0.12)
