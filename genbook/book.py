@@ -480,21 +480,22 @@ def coverage_table(
     nbs_dir: Path | str | None = None,
 ) -> str:
     """Every numbered equation as a Markdown table: its number, its chapter, and links to what covers it."""
+    titles = {name: _title(json.loads(path.read_text("utf8"))) for name, path in chapters(nbs_dir).items()}
+    here = posixpath.dirname(page)
 
-    def links(anchor: str, label: str, places: tuple[str, ...]) -> list[str]:
+    def links(kind: str, text: str, equation: Equation, places: tuple[str, ...]) -> list[str]:
         return [
-            f'<a href="{posixpath.relpath(place, posixpath.dirname(page))}.html#{anchor}-{label}">{place}</a>'
+            f'<a href="{posixpath.relpath(place, here)}.html#{kind}-{equation.label}">{text}'
+            + (f" in {titles[place]}</a>" if place != equation.chapter else "</a>")
             for place in places
         ]
 
-    rows = ["| equation | label | chapter | checked in | defined in |", "|---|---|---|---|---|"]
+    rows = ["| number | label | chapter | what stands behind it |", "|---|---|---|---|"]
     for equation in coverage(nbs_dir):
-        chapter = posixpath.relpath(equation.chapter, posixpath.dirname(page))
-        checks = " ".join(links("check", equation.label, equation.checked_by))
-        defines = " ".join(links("define", equation.label, equation.defined_by))
-        rows.append(
-            f"| {{eq}}`{equation.label}` | `{equation.label}` | [{equation.chapter}]({chapter}.ipynb) | {checks} | {defines} |"
-        )
+        chapter = f"[{titles[equation.chapter]}]({posixpath.relpath(equation.chapter, here)}.ipynb)"
+        behind = links("check", "check", equation, equation.checked_by)
+        behind += links("define", "definition", equation, equation.defined_by)
+        rows.append(f"| {{eq}}`{equation.label}` | `{equation.label}` | {chapter} | {', '.join(behind) or 'nothing yet'} |")
     return "\n".join(rows)
 
 
@@ -511,7 +512,7 @@ def public_names(
 ) -> list[PublicName]:
     """The functions and classes in a module's `__all__`, in order, read from its source without importing it.
 
-    A class is listed with the signature of its constructor where it has one of its own.
+    A class is listed with what its constructor takes, where that stands in the class itself.
     """
     tree = ast.parse(Path(path).read_text("utf8"))
     exported: list[str] = []
@@ -521,17 +522,22 @@ def public_names(
     found = {}
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            call = node
-            if isinstance(node, ast.ClassDef):
-                call = next((f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None)
-            signature = ""
-            if call is not None:
-                returns = f" -> {ast.unparse(node.returns)}" if getattr(node, "returns", None) else ""
-                arguments = ast.unparse(call.args).removeprefix("self, ").removeprefix("self")
-                signature = f"({arguments}){returns}"
             summary = (ast.get_docstring(node) or "").split("\n\n")[0].replace("\n", " ")
-            found[node.name] = PublicName(node.name, signature, summary)
+            found[node.name] = PublicName(node.name, _signature(node), summary)
     return [found[name] for name in exported if name in found]
+
+
+def _signature(node: ast.FunctionDef | ast.ClassDef) -> str:
+    if isinstance(node, ast.FunctionDef):
+        returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+        return f"({ast.unparse(node.args)}){returns}"
+    for part in node.body:
+        if isinstance(part, ast.FunctionDef) and part.name == "__init__":
+            return f"({re.sub(r'^self(, )?', '', ast.unparse(part.args))})"
+    kinds = " ".join(map(ast.unparse, [*node.bases, *node.decorator_list]))
+    if "NamedTuple" in kinds or "dataclass" in kinds:
+        return f"({', '.join(ast.unparse(part) for part in node.body if isinstance(part, ast.AnnAssign))})"
+    return ""
 
 
 def module_chapters(
