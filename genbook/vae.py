@@ -304,7 +304,7 @@ def train(
         model, recipe.loss, images,
         epochs=recipe.epochs, batch_size=recipe.batch_size, lr=recipe.lr, optimizer=recipe.optimizer,
         weight_decay=recipe.weight_decay, schedule=recipe.schedule, ema=recipe.ema or None, seed=recipe.seed,
-        precision=recipe.precision, device=device, channels_last=recipe.network == "conv",
+        precision=recipe.precision, device=device,
         evaluate=evaluate, on_epoch=keep_samples, checkpoint=out / "checkpoint.pt", checkpoint_seconds=60, resume=resume,
         fingerprint=dataclasses.asdict(recipe), log=out / "metrics.csv", progress=progress,
     )
