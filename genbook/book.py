@@ -173,7 +173,12 @@ class Equation(NamedTuple):
     @property
     def covered(self) -> bool:
         """Whether something stands behind the equation."""
-        return bool(self.defined_by or self.checked_by)
+        return self.status != "unchecked"
+
+    @property
+    def status(self) -> str:
+        """`checked`, `definition`, or `unchecked` where nothing stands behind the equation."""
+        return "checked" if self.checked_by else "definition" if self.defined_by else "unchecked"
 
 
 def coverage(
