@@ -70,7 +70,7 @@ def kl_gaussian_gaussian_mc(
     mu_q, logvar_q, mu_p, logvar_p = map(widen, (mu_q, logvar_q, mu_p, logvar_p))
     noise = torch.randn(num_samples, *mu_q.shape, dtype=mu_q.dtype, device=mu_q.device)
     z = mu_q + torch.exp(0.5 * logvar_q) * noise  # (num_samples, batch, ...)
-    # Under q the standardised sample is the noise itself; the constants of the densities cancel.
+    # Under q the standardised sample is the noise itself; the constants cancel.
     standardised = (z - mu_p) * torch.exp(-0.5 * logvar_p)
     log_ratio = 0.5 * (logvar_p - logvar_q + standardised.square() - noise.square())
     return sum_features(log_ratio.mean(0))

@@ -113,8 +113,7 @@ def log_likelihood_normal(
     """
     check_same_shape(mu=mu, logvar=logvar, z=z)
     mu, logvar, z = widen(mu), widen(logvar), widen(z)
-    # Scale, then square: exp(-logvar) overflows in float32 from logvar = -88 on, and times zero
-    # gives NaN.
+    # Scale, then square: exp(-logvar) overflows below logvar = -88, and inf * 0 is NaN.
     standardised = (z - mu) * torch.exp(-0.5 * logvar)
     return -0.5 * sum_features(math.log(2 * math.pi) + logvar + standardised.square())
 

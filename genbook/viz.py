@@ -89,8 +89,9 @@ class Figure(MatplotlibFigure):
     def _repr_mimebundle_(self, include=None, exclude=None):
         png = self.png(scale=2.0)
         with Image.open(io.BytesIO(png)) as image:
-            width, height = (side // 2 for side in image.size)
-        return {"image/png": png}, {"image/png": {"width": width, "height": height}}
+            width = image.width // 2
+        # The width alone: on a narrow screen the page shrinks it, and the height follows.
+        return {"image/png": png}, {"image/png": {"width": width}}
 
 
 def panels(
