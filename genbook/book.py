@@ -418,7 +418,8 @@ def run_notebooks(
 
     cache = get_cache(str(cache_path))
     pending = []
-    for path in paths:
+    # The largest first, so that none of the long ones is left to run alone at the end.
+    for path in sorted(paths, key=lambda path: -path.stat().st_size):
         notebook = read_notebook(path.read_text("utf8"), book_root(path.parent))
         try:
             cache.match_cache_notebook(notebook)
