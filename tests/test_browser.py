@@ -155,6 +155,13 @@ def address(site):
     server.server_close()
 
 
+# How many formulas a page has, how many MathJax set, how many it set with an error, and how many it left alone.
+FORMULAS = """[
+    document.querySelectorAll('.math').length,
+    document.querySelectorAll('mjx-container').length,
+    document.querySelectorAll('mjx-merror, [data-mjx-error]').length,
+    [...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container')).length,
+]"""
 CHAPTERS = list(book.chapters(Path(__file__).resolve().parent.parent / "nbs"))
 
 
@@ -163,11 +170,7 @@ def test_page(browser, address, name):
     browser.open(f"{address}/{name}.html")
     assert not browser.errors()
     assert not [url for url in browser.requests() if not url.startswith((address, "data:"))]
-    typeset = browser.evaluate(
-        "[document.querySelectorAll('.math').length, document.querySelectorAll('mjx-container').length,"
-        " document.querySelectorAll('mjx-merror, [data-mjx-error]').length,"
-        " [...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container')).length]"
-    )
+    typeset = browser.evaluate(FORMULAS)
     expressions, containers, failed, left = typeset
     assert failed == 0 and left == 0, f"{failed} formulas that MathJax can't set, {left} that it left alone"
     assert containers >= expressions
@@ -212,8 +215,15 @@ def test_a_mark_leads_to_the_check(browser, address, site, root):
     assert -50 < top < browser.evaluate("innerHeight")
 
 
-def test_a_broken_page_is_noticed(browser, tmp_path):
-    """The instrument itself: a page with an error, a formula that can't be set and a foreign image is seen as such."""
+def test_the_instrument_notices(browser, address, root, tmp_path):
+    """A formula that can't be set, an error in a script and a foreign image are seen when they are there."""
+    chapter = book.coverage(root / "nbs")[0].chapter
+    for formula in (r"\\frac{1}{", r"\\nosuchcommand"):
+        browser.open(f"{address}/{chapter}.html")
+        assert browser.evaluate(FORMULAS)[2] == 0
+        browser.evaluate(f"document.body.append(MathJax.tex2svg('{formula}')), 1")
+        assert browser.evaluate(FORMULAS)[2] > 0
+
     page = tmp_path / "broken.html"
     page.write_text("<img src='https://example.org/x.png' alt='x'><script>console.error('oh'); null.x</script>")
     browser.open(page.as_uri())
