@@ -16,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE :=
 help:
 	@echo "make book    build the site into $(SITE)"
 	@echo "make test    check the package, the records, the notebooks and the site"
-	@echo "make export  write genbook/ from the notebooks"
+	@echo "make export  write genbook/ from the notebooks, the README's table from the records"
 	@echo "make lock    renew requirements.lock from settings.ini"
 	@echo "make clean   remove the site and its caches"
 
@@ -69,7 +69,8 @@ test: $(VENV)/package.stamp
 
 export: $(VENV)/package.stamp
 	@$(BIN)/nbdev_export
-	@echo "genbook/ is written from the notebooks"
+	@$(BIN)/python -c "from genbook.scoreboard import refresh; refresh('README.md')"
+	@echo "genbook/ is written from the notebooks, the README's table from the records"
 
 lock: $(VENV)/python.stamp
 	@echo "== lock: install what settings.ini asks for into a new environment"

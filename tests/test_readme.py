@@ -1,0 +1,53 @@
+"""The README: its results are those of the records, its Python and its commands run."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from genbook import scoreboard
+from genbook.runs import runs_root
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), flags=re.DOTALL)
+
+
+def test_results_are_those_of_the_records():
+    table = re.search(r"<!-- scoreboard -->\n(.*?)\n<!-- /scoreboard -->", README.read_text(), flags=re.DOTALL)[1]
+    assert table == scoreboard.markdown(scoreboard.rows()), "run `make export`"
+    assert table.count("\n") >= 2 + len(scoreboard.HEADLINES) - 1
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_runs(code):
+    done = subprocess.run([sys.executable, "-c", code], cwd=README.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "nats" in done.stdout
+
+
+def test_commands_exist():
+    from typer.testing import CliRunner
+
+    from genbook.cli import app
+
+    lines = [line for block in blocks("bash") for line in block.splitlines() if "genbook " in line]
+    assert len(lines) >= 5
+    for line in lines:
+        words = shlex.split(line, comments=True)[1:]
+        command = words[:2] if words[0] == "data" else words[:1]
+        assert CliRunner().invoke(app, [*command, "--help"]).exit_code == 0, line
+
+
+def test_named_recipes_exist():
+    from genbook.vae import RECIPES
+
+    named = set(re.findall(r"`?genbook (?:train|sample) ([a-z][\w-]+)", README.read_text()))
+    assert named and named <= RECIPES.keys()
+    assert (runs_root() / "vae-bmnist-best" / "run.json").exists()
