@@ -311,6 +311,11 @@ def _read_torchvision(copy: Copy) -> Arrays:
 
     folder = copy.files[0].parent
     if copy.name == "mnist":
+        count, pixels = DATASETS["mnist"].published[copy.part], int(np.prod(DATASETS["mnist"].shape))
+        images, labels = copy.files[:2] if copy.part == "train" else copy.files[2:]
+        for path, size in ((images, 16 + count * pixels), (labels, 8 + count)):  # a header, then a byte each
+            if path.stat().st_size != size:
+                raise copy.broken(path, f"{path.stat().st_size:,} bytes long, not {size:,}: truncated or another file")
         source = datasets.MNIST(folder.parent.parent, train=copy.part == "train", download=False)
         return source.data.numpy()[:, None], source.targets.numpy()
     if copy.name == "svhn":
@@ -326,6 +331,9 @@ def _read_torchvision(copy: Copy) -> Arrays:
         return source.data, source.labels
     source = datasets.CIFAR10(folder.parent, train=copy.part == "train", download=False)
     return source.data.transpose(0, 3, 1, 2), np.asarray(source.targets)
+
+
+_FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 def _read_parquet(copy: Copy) -> Arrays:
@@ -348,7 +356,7 @@ def _read_parquet(copy: Copy) -> Arrays:
         block = np.empty((len(encoded), height, width, channels), dtype=np.uint8)
         for row, image in enumerate(encoded):
             try:
-                pixels = np.asarray(Image.open(io.BytesIO(image.as_py())).convert("RGB" if channels == 3 else "L"))
+                pixels = np.asarray(Image.open(io.BytesIO(image.as_py()), formats=_FORMATS).convert("RGB" if channels == 3 else "L"))
             except Exception as error:
                 raise copy.broken(path, f"row {row} holds no readable image ({error})") from error
             if pixels.shape[:2] != (height, width):
@@ -384,7 +392,7 @@ def _read(copy: Copy) -> Arrays:
     for path in copy.files:
         if not path.is_file():
             raise copy.broken(path, "missing, though other files of the set are there")
-    where = copy.files[0] if copy.part != "test" or copy.name != "mnist" else copy.files[2]
+    where = copy.files[2 if copy.name == "mnist" and copy.layout == "torchvision" and copy.part == "test" else 0]
     try:
         images, labels = _READERS[copy.layout](copy)
     except DataError:
@@ -616,8 +624,9 @@ def fetch(name: str, root: str | Path | None = None) -> Path | None:
                 else:
                     _fetch_torchvision(name, Path(folder))
         except Exception as error:
+            reason = " ".join(str(error).split())
             raise DataError(
-                f"{name}: the download from {dataset.source} failed ({error}). Nothing was kept. With a network at "
+                f"{name}: the download from {dataset.source} failed ({reason}). Nothing was kept. With a network at "
                 f"hand, try again: {_mend(name, root)}. Without one, copy the publisher's files under {root}"
             ) from error
         for path in sorted(Path(folder).rglob("*")):
