@@ -245,7 +245,10 @@ def _check_finite(losses: list[float], first: int, total: int, lr: float, schedu
             raise FloatingPointError(f"the loss is {loss} at step {step + 1}, learning rate {rate:.3g}{kept}")
 
 
-def _check_arguments(tensors, epochs, batch_size, lr, optimizer, weight_decay, schedule, ema, seed, precision, device, clip):
+def _check_arguments(
+    tensors, epochs, batch_size, lr, optimizer, weight_decay, schedule, ema, seed, precision, device,
+    clip, checkpoint_seconds,
+):
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise ValueError("data must be a tensor or a tuple of tensors")
     if len({len(tensor) for tensor in tensors}) > 1:
@@ -273,6 +276,8 @@ def _check_arguments(tensors, epochs, batch_size, lr, optimizer, weight_decay, s
         raise _nearest("precision", precision, PRECISIONS)
     if clip is not None and not clip > 0:
         raise ValueError(f"clip is {clip}; it must be None or above 0")
+    if checkpoint_seconds is not None and not checkpoint_seconds >= 0:
+        raise ValueError(f"checkpoint_seconds is {checkpoint_seconds}; it must be None or at least 0")
     if device is not None and str(device) not in ("cpu", "cuda", "mps"):
         raise ValueError(f"device is {str(device)!r}; allowed are 'cpu', 'cuda', 'mps' and None for the best there is")
     if device is not None and str(device) == "cuda" and not torch.cuda.is_available():
@@ -336,7 +341,10 @@ def fit(
         FloatingPointError: the loss is NaN or infinite; the last checkpoint is kept.
     """
     tensors = data if isinstance(data, tuple) else (data,)
-    _check_arguments(tensors, epochs, batch_size, lr, optimizer, weight_decay, schedule, ema, seed, precision, device, clip)
+    _check_arguments(
+        tensors, epochs, batch_size, lr, optimizer, weight_decay, schedule, ema, seed, precision, device,
+        clip, checkpoint_seconds,
+    )  # fmt: skip
     accelerator = make_accelerator(device, precision)
     processes, rank, main = accelerator.num_processes, accelerator.process_index, accelerator.is_main_process
     if batch_size % processes:

@@ -1,0 +1,189 @@
+"""Records: what a malformed one is told, and that a write is whole or not at all."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from genbook import runs
+from genbook.runs import Run, validate, validate_all
+
+METRIC = {"value": -1.5, "se": 0.1, "n": 500, "split": "test", "unit": "nats", "tolerance": 0.01}
+FIELDS = {"vae": {"name", "hidden", "epochs"}}
+
+
+def make(root: Path, name="tiny") -> Path:
+    path = root / name
+    runs.save_weights(path / "model.safetensors", nn.Linear(3, 2))
+    runs.write_metrics(path / "metrics.csv", [{"epoch": 0, "valid_elbo": -9.0}, {"epoch": 1, "train_loss": 2.5, "valid_elbo": -8.0}])
+    (path / "samples").mkdir()
+    for epoch in (0, 10, 2):
+        Image.new("L", (4, 4)).save(path / "samples" / f"epoch-{epoch}.png")
+    runs.write_record(
+        path, name=name, family="vae", recipe={"name": name, "hidden": 3, "epochs": 1}, data={"name": "toy_digits"}, seed=0,
+        device="cpu", precision="fp32", seconds=1.25, epochs_done=1, metrics={"log_px": METRIC},
+    )  # fmt: skip
+    return path
+
+
+@pytest.fixture
+def path(tmp_path):
+    return make(tmp_path)
+
+
+def test_a_good_record(path, monkeypatch):
+    assert validate(path, FIELDS) == [] and validate_all(path.parent, FIELDS) == {"tiny": []}
+    monkeypatch.setenv("GENBOOK_RUNS", str(path.parent))
+    run = Run.open("tiny")
+    assert run.name == Run.open(path).name == "tiny" and run.recipe["family"] == "vae"
+    assert run.figure("log_px") == -1.5
+    assert math.isnan(run.metrics["train_loss"][0]) and run.metrics["valid_elbo"] == [-9.0, -8.0]
+    assert run.curve("train_loss") == ([1.0], [2.5])
+    assert [picture.name for picture in run.samples] == ["epoch-0.png", "epoch-2.png", "epoch-10.png"]
+    assert run.record["weights"]["parameters"] == 8 and run.record["weights"]["dtype"] == "F16"
+    model = nn.Linear(3, 2)
+    model.load_state_dict(runs.load_weights(run.weights))
+    assert model.weight.dtype == torch.float32
+
+
+def test_unknown_names_offer_the_nearest(path, monkeypatch):
+    monkeypatch.setenv("GENBOOK_RUNS", str(path.parent))
+    with pytest.raises(ValueError, match="did you mean 'tiny'"):
+        Run.open("tinny")
+    with pytest.raises(ValueError, match="did you mean 'log_px'"):
+        Run(path).figure("log_p")
+    with pytest.raises(ValueError, match="no column 'elbo'"):
+        Run(path).curve("elbo")
+
+
+def change(path, *keys, value=None):
+    """Set an entry of run.json, or take it away."""
+    record = json.loads((path / "run.json").read_text())
+    inner = record
+    for key in keys[:-1]:
+        inner = inner[key]
+    if value is None:
+        del inner[keys[-1]]
+    else:
+        inner[keys[-1]] = value
+    (path / "run.json").write_text(json.dumps(record))
+
+
+def line(path, text):
+    with open(path / "metrics.csv", "a") as file:
+        file.write(text + "\n")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+@pytest.mark.parametrize(
+    "break_it, told",
+    [
+        (lambda p: (p / "run.json").unlink(), "run.json is missing"),
+        (lambda p: (p / "run.json").write_text("{"), "not JSON"),
+        (lambda p: (p / "run.json").write_text("[]"), "not a table"),
+        (lambda p: change(p, "seed"), "lacks 'seed'"),
+        (lambda p: change(p, "seed", value="x"), "seed is a str"),
+        (lambda p: change(p, "name", value="other"), "name is 'other'"),
+        (lambda p: change(p, "precision", value="fp8"), "precision is 'fp8'"),
+        (lambda p: change(p, "seconds", value=math.inf), "seconds is inf"),
+        (lambda p: change(p, "seconds", value=-1), "seconds is -1"),
+        (lambda p: change(p, "genbook", "commit"), "genbook lacks 'commit'"),
+        (lambda p: change(p, "recipe", "family"), "recipe lacks 'family'"),
+        (lambda p: change(p, "recipe", "family", value="gan"), "recipe.family is 'gan'"),
+        (lambda p: change(p, "recipe", "hiden", value=3), "unknown field 'hiden'"),
+        (lambda p: change(p, "recipe", "hidden"), "recipe lacks 'hidden'"),
+        (lambda p: change(p, "metrics", value={}), "metrics is empty"),
+        (lambda p: change(p, "metrics", "log_px", "value", value=math.nan), "log_px.value is nan"),
+        (lambda p: change(p, "metrics", "log_px", "se", value=-1), "log_px.se is -1"),
+        (lambda p: change(p, "metrics", "log_px", "n", value=0.5), "log_px.n is 0.5"),
+        (lambda p: change(p, "metrics", "log_px", "unit"), "log_px lacks 'unit'"),
+        (lambda p: change(p, "metrics", "log_px", "split", value=3), "log_px.split is 3"),
+        (lambda p: change(p, "metrics", "log_px", "tolerance", value=-1), "log_px.tolerance is -1"),
+        (lambda p: change(p, "metrics", "log_px", value=3), "log_px is not a table"),
+        (lambda p: (p / "metrics.csv").unlink(), "metrics.csv is missing"),
+        (lambda p: (p / "metrics.csv").write_text(""), "first column"),
+        (lambda p: (p / "metrics.csv").write_text("epoch,x\n"), "no rows"),
+        (lambda p: (p / "metrics.csv").write_text("epoch,x,x\n1,2,3\n"), "two columns of one name"),
+        (lambda p: line(p, "2,-1,-1,-1"), "line 4 has 4 fields"),
+        (lambda p: line(p, "2,nan,-1"), "line 4, valid_elbo: 'nan'"),
+        (lambda p: line(p, "2,what,-1"), "'what' is not a finite number"),
+        (lambda p: line(p, "1,-1,-1"), "does not increase"),
+        (lambda p: line(p, ",-1,-1"), "line 4, epoch: ''"),
+        (lambda p: cut(p / "samples" / "epoch-2.png"), "samples/epoch-2.png is not a readable picture"),
+        (lambda p: Image.new("L", (2, 2)).save(p / "samples" / "x.png", "JPEG"), "samples/x.png is a JPEG"),
+        (lambda p: (p / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda p: cut(p / "model.safetensors"), "not a whole safetensors file"),
+        (lambda p: runs.save_weights(p / "model.safetensors", nn.Linear(3, 2)), "weights.sha256 is"),
+        (lambda p: runs.save_weights(p / "model.safetensors", nn.Linear(3, 3)), "weights.parameters is 8"),
+        (lambda p: (p / "checkpoint.pt").write_bytes(b"x"), "checkpoint.pt does not belong"),
+        (lambda p: (p / "big.npy").write_bytes(bytes(runs.FILE_LIMIT + 1)), "big.npy has 25.0 MB"),
+    ],
+)
+def test_what_is_wrong_is_told(path, break_it, told):
+    break_it(path)
+    problems = validate(path, FIELDS)
+    assert any(told in problem for problem in problems), problems
+    assert validate_all(path.parent, FIELDS)["tiny"] == problems
+
+
+def test_too_much_altogether(path, monkeypatch):
+    monkeypatch.setattr(runs, "TOTAL_LIMIT", 100)
+    assert "all runs together" in validate_all(path.parent)[""][0]
+
+
+def test_a_folder_without_records(tmp_path):
+    assert validate_all(tmp_path) == {} and validate_all(tmp_path / "none") == {} and runs.all_runs(tmp_path / "none") == []
+
+
+def test_runs_root(tmp_path, monkeypatch):
+    monkeypatch.delenv("GENBOOK_RUNS", raising=False)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    assert runs.runs_root() == tmp_path / "runs"
+    monkeypatch.setenv("GENBOOK_RUNS", str(tmp_path / "elsewhere"))
+    assert runs.runs_root() == tmp_path / "elsewhere"
+
+
+@pytest.mark.parametrize("metric", [METRIC | {"value": math.nan}, {"value": 1.0}, METRIC | {"se": math.inf}])
+def test_a_malformed_metric_is_not_written(path, metric):
+    before = (path / "run.json").read_text()
+    with pytest.raises(ValueError, match="log_px"):
+        runs.write_record(
+            path, name="tiny", family="vae", recipe={}, data={}, seed=0, device="cpu", precision="fp32", seconds=1.0,
+            epochs_done=1, metrics={"log_px": metric},
+        )  # fmt: skip
+    assert (path / "run.json").read_text() == before
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    runs.write_atomic(tmp_path / "a.txt", "old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        runs.write_atomic(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_half_precision_refuses_what_it_cannot_hold(tmp_path):
+    with pytest.raises(ValueError, match="'big' do not fit"):
+        runs.save_weights(tmp_path / "w.safetensors", {"big": torch.tensor([1e6])})
+    runs.save_weights(tmp_path / "w.safetensors", {"big": torch.tensor([1e6]), "count": torch.tensor(3)}, dtype=None)
+    assert runs.load_weights(tmp_path / "w.safetensors") == {"big": torch.tensor([1e6]), "count": torch.tensor(3)}
+
+
+def test_unreadable_weights_are_named(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match="w.safetensors"):
+        runs.load_weights(tmp_path / "w.safetensors")

@@ -1,0 +1,408 @@
+"""The training loop where a notebook can't test it: kills, interrupts, several processes, bad input."""
+
+import json
+import math
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from genbook import training
+from genbook.training import SCHEDULES, fit
+
+
+def toy(n=64, features=12):
+    return torch.randint(0, 256, (n, features), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def network(features=12):
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Linear(features, 16), nn.BatchNorm1d(16), nn.ELU(), nn.Dropout(0.1), nn.Linear(16, features))
+
+
+def noisy(model, batch):
+    """An objective that draws on every source of randomness."""
+    x = batch.float() / 255
+    x = x + 0.1 * torch.randn_like(x) + 0.1 * float(np.random.rand()) + 0.1 * random.random()
+    loss = (model(x) - x).square().mean()
+    return loss, {"half": loss / 2}
+
+
+def plain(model, batch):
+    x = batch.float() / 255
+    loss = (model(x) - x).square().mean()
+    return loss, {"twice": 2 * loss}
+
+
+SETTINGS = dict(batch_size=8, lr=1e-2, device="cpu", progress=False)
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def without_seconds(history):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in history]
+
+
+# Killed and resumed ---------------------------------------------------------------------------------------------------
+
+KILLS = 30
+LONG = dict(epochs=80, ema=0.9, schedule="one-cycle", clip=1.0, **SETTINGS)
+
+
+def long_run(checkpoint, seconds, began, steps, result):
+    """A run that says when it has done `steps` of its steps."""
+    torch.set_num_threads(1)
+    calls = 0
+
+    def objective(model, batch):
+        nonlocal calls
+        calls += 1
+        if calls == steps + 1:
+            began.send(None)
+        return noisy(model, batch)
+
+    done = fit(
+        network(), objective, toy(), checkpoint=checkpoint, checkpoint_seconds=seconds,
+        evaluate=lambda model, epoch: {"sum": float(sum(p.sum() for p in model.parameters())), "draw": float(torch.rand(()))},
+        **LONG,
+    )  # fmt: skip
+    torch.save({"model": done.model.state_dict(), "history": without_seconds(done.history)}, result)
+
+
+def test_thirty_kills_change_nothing(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    # Optimisers import torch._dynamo when they are first made: a second a child, were it not there already.
+    context.set_forkserver_preload(["torch", "torch._dynamo", "genbook.training", "pytest"])
+
+    undisturbed = context.Process(target=long_run, args=(None, None, None, -1, tmp_path / "undisturbed.pt"))
+    undisturbed.start()
+
+    chance = random.Random(0)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    checkpoint = folder / "checkpoint.pt"
+    steps, while_writing = [], 0
+    for kill in range(KILLS):
+        ready, began = context.Pipe(duplex=False)
+        seconds = 0.0 if kill % 2 else 0.02  # a checkpoint after every step, or now and then
+        child = context.Process(target=long_run, args=(checkpoint, seconds, began, chance.randint(0, 12), tmp_path / "result.pt"))
+        child.start()
+        assert ready.poll(60)
+        time.sleep(chance.uniform(0, 0.03))
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        assert child.exitcode == -signal.SIGKILL, "the run ended before it was killed"
+        while_writing += bool(list(folder.glob(".*.tmp")))
+        state = training.load_checkpoint(checkpoint)
+        steps.append(state["step"] if state else 0)
+    assert steps == sorted(steps) and len(set(steps)) > KILLS // 3, steps
+    assert not (tmp_path / "result.pt").exists()
+    assert steps[-1] < LONG["epochs"] * 8
+
+    last = context.Process(target=long_run, args=(checkpoint, None, None, -1, tmp_path / "result.pt"))
+    last.start()
+    last.join()
+    undisturbed.join()
+    assert last.exitcode == undisturbed.exitcode == 0
+    one, other = (torch.load(tmp_path / name) for name in ("undisturbed.pt", "result.pt"))
+    assert one["history"] == other["history"]
+    assert all(torch.equal(one["model"][key], other["model"][key]) for key in one["model"])
+    assert not list(folder.glob(".*.tmp"))
+    print(f"checkpoints at steps {steps}; {while_writing} of {KILLS} kills fell into a write")
+
+
+# Interrupted ----------------------------------------------------------------------------------------------------------
+
+
+def interrupted_at(step, objective=noisy):
+    calls = 0
+
+    def wrapped(model, batch):
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return objective(model, batch)
+
+    return wrapped
+
+
+@pytest.mark.parametrize("step", [1, 5, 8, 13, 24])  # within an epoch, at its end, at the run's end
+def test_interrupted_and_resumed_is_the_undisturbed_run(tmp_path, step):
+    whole = fit(network(), noisy, toy(), epochs=3, ema=0.9, **SETTINGS)
+    path = tmp_path / "c.pt"
+    part = fit(network(), interrupted_at(step), toy(), epochs=3, ema=0.9, checkpoint=path, **SETTINGS)
+    assert part.step == step and part.completed == (step == 24)
+    if step < 24:
+        assert f"step {step} of 24" in part.message and "again" in part.message and str(path) in part.message
+    rest = fit(network(), noisy, toy(), epochs=3, ema=0.9, checkpoint=path, **SETTINGS)
+    assert rest.completed and same(whole.model, rest.model)
+    assert without_seconds(whole.history) == without_seconds(rest.history)
+    assert rest.seconds >= part.seconds > 0  # the parts add up
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # put back
+
+
+def test_second_interrupt_interrupts():
+    with training.stop_on_interrupt() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+
+def test_interrupt_without_checkpoint_says_so():
+    assert "nothing was saved" in fit(network(), interrupted_at(3), toy(), epochs=1, **SETTINGS).message
+
+
+def test_finished_run_is_not_trained_again(tmp_path):
+    path = tmp_path / "c.pt"
+    first = fit(network(), noisy, toy(), epochs=2, checkpoint=path, **SETTINGS)
+    again = fit(network(), lambda model, batch: 1 / 0, toy(), epochs=2, checkpoint=path, **SETTINGS)
+    assert again.completed and same(first.model, again.model) and again.history == first.history
+
+
+# Checkpoints that must not be resumed ---------------------------------------------------------------------------------
+
+
+def test_checkpoint_of_another_run_is_refused(tmp_path):
+    path = tmp_path / "c.pt"
+    fit(network(), noisy, toy(), epochs=1, checkpoint=path, fingerprint={"name": "a"}, **SETTINGS)
+    for change, told in (
+        (dict(lr=0.5), "lr was 0.01, is 0.5"),
+        (dict(fingerprint={"name": "b"}), "fingerprint.name was 'a', is 'b'"),
+        (dict(seed=3), "seed"),
+        (dict(epochs=2), "epochs was 1, is 2"),
+    ):
+        settings = dict(epochs=1, fingerprint={"name": "a"}) | SETTINGS | change
+        with pytest.raises(ValueError, match="resume=False") as error:
+            fit(network(), noisy, toy(), checkpoint=path, **settings)
+        assert told in str(error.value)
+    afresh = fit(network(), noisy, toy(), epochs=2, checkpoint=path, resume=False, **SETTINGS)
+    assert same(afresh.model, fit(network(), noisy, toy(), epochs=2, **SETTINGS).model)
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", None])
+def test_broken_checkpoint_is_named(tmp_path, content):
+    path = tmp_path / "c.pt"
+    if content is None:  # the first half of a whole one
+        fit(network(), noisy, toy(), epochs=1, checkpoint=path, **SETTINGS)
+        content = path.read_bytes()[: path.stat().st_size // 2]
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="c.pt"):
+        fit(network(), noisy, toy(), epochs=1, checkpoint=path, **SETTINGS)
+
+
+def test_nan_stops_and_keeps_the_last_checkpoint(tmp_path):
+    calls = 0
+
+    def objective(model, batch):
+        nonlocal calls
+        calls += 1
+        loss, metrics = noisy(model, batch)
+        return (loss * math.nan if calls == 13 else loss), metrics
+
+    path = tmp_path / "c.pt"
+    with pytest.raises(FloatingPointError, match=r"step 13, learning rate 0\.01.*c\.pt"):
+        fit(network(), objective, toy(), epochs=3, checkpoint=path, checkpoint_seconds=0.0, **SETTINGS)
+    state = training.load_checkpoint(path)
+    assert state["step"] == 12 and all(value.isfinite().all() for value in state["model"].values())
+
+
+# Evaluation -----------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_sees_the_average_and_changes_nothing():
+    weights = []  # before each step
+
+    def objective(model, batch):
+        assert model.training and torch.is_grad_enabled()
+        weights.append(model[0].weight.detach().clone())
+        return noisy(model, batch)
+
+    seen = {}
+
+    def evaluate(model, epoch):
+        assert not model.training and not torch.is_grad_enabled()
+        torch.rand(7), np.random.rand(3), random.random()
+        seen[epoch] = model[0].weight.clone()
+        return {"draw": torch.rand(())}
+
+    looked = fit(network(), objective, toy(), epochs=3, ema=0.8, evaluate=evaluate, on_epoch=evaluate, **SETTINGS)
+    unlooked = fit(network(), noisy, toy(), epochs=3, ema=0.8, **SETTINGS)
+    assert same(looked.model, unlooked.model)
+    assert [row["epoch"] for row in looked.history] == [0, 1, 2, 3]
+    assert [row["epoch"] for row in unlooked.history] == [1, 2, 3]
+    torch.testing.assert_close(seen[0], weights[0])
+    after = weights[1:17]  # after each of the first two epochs' steps
+    average = 0.8 ** (len(after) - 1) * after[0] + sum(
+        0.2 * 0.8 ** (len(after) - 1 - t) * after[t] for t in range(1, len(after))
+    )
+    torch.testing.assert_close(seen[2], average)
+    assert torch.equal(looked.model[0].weight, seen[3])
+
+
+def test_history_and_log(tmp_path):
+    result = fit(
+        network(), plain, toy(), epochs=2, evaluate=lambda model, epoch: {"score": epoch * 2}, log=tmp_path / "m.csv", **SETTINGS
+    )
+    assert list(result.history[-1]) == ["epoch", "step", "lr", "seconds", "train_loss", "train_twice", "score"]
+    assert result.history[-1]["step"] == 16 and result.history[-1]["score"] == 4
+    assert result.history[-1]["train_twice"] == pytest.approx(2 * result.history[-1]["train_loss"])
+    assert len((tmp_path / "m.csv").read_text().splitlines()) == 4
+
+
+def test_a_line_an_epoch_without_a_terminal(capsys):
+    fit(network(), plain, toy(), epochs=2, **SETTINGS | dict(progress=True))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and lines[1].startswith("epoch 2/2") and "train_loss" in lines[1]
+
+
+# Precision, devices, processes ----------------------------------------------------------------------------------------
+
+
+def test_bf16_keeps_float32_weights():
+    types = []
+
+    def objective(model, batch):
+        types.append(model[0](batch.float()).dtype)
+        return plain(model, batch)
+
+    full = fit(network(), plain, toy(), epochs=3, **SETTINGS)
+    half = fit(network(), objective, toy(), epochs=3, precision="bf16", **SETTINGS)
+    assert set(types) == {torch.bfloat16} and all(p.dtype == torch.float32 for p in half.model.parameters())
+    assert half.history[-1]["train_loss"] == pytest.approx(full.history[-1]["train_loss"], rel=0.02)
+    assert half.history[-1]["train_loss"] != full.history[-1]["train_loss"]
+
+
+def test_channels_last_and_labels():
+    images = torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8)
+    labels = torch.arange(32) % 10
+
+    def objective(model, batch):
+        x, y = batch
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        return nn.functional.cross_entropy(model(x.float() / 255), y), {}
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10))
+    result = fit(model, objective, (images, labels), epochs=2, channels_last=True, **SETTINGS)
+    assert result.history[1]["train_loss"] < result.history[0]["train_loss"]
+
+
+SCRIPT = """
+import json, sys
+import torch
+sys.path.insert(0, {tests!r})
+from test_training import gradient_run
+gradient_run({out!r})
+"""
+
+
+def gradient_run(out):
+    """One step of plain gradient descent with learning rate 1, then two epochs of Adam, saved by the main process."""
+    torch.set_num_threads(1)
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(12, 16), nn.ELU(), nn.Linear(16, 12))
+    start = {key: value.clone() for key, value in model.state_dict().items()}
+    one = fit(model, plain, toy(), epochs=1, batch_size=64, lr=1.0, optimizer="sgd", device="cpu", progress=False)
+    gradient = {key: start[key] - value for key, value in model.state_dict().items()}
+    two = fit(
+        model, plain, toy(), epochs=2, evaluate=lambda model, epoch: {"x": epoch}, checkpoint=f"{out}.checkpoint", **SETTINGS
+    )
+    if int(os.environ.get("RANK", 0)) == 0:
+        losses = [row["train_loss"] for row in one.history + two.history if row["epoch"]]
+        torch.save({"gradient": gradient, "weights": model.state_dict(), "losses": losses}, out)
+
+
+def test_two_processes_have_the_gradient_of_one(tmp_path):
+    gradient_run(str(tmp_path / "one.pt"))
+    (tmp_path / "script.py").write_text(SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path / "two.pt")))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # "--multi_gpu" is how one asks for several processes; that they compute on the CPU is said to fit().
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port), str(tmp_path / "script.py")]
+    paths = [str(Path(training.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    one, two = (torch.load(tmp_path / f"{name}.pt") for name in ("one", "two"))
+    torch.testing.assert_close(two["gradient"], one["gradient"], rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(two["weights"], one["weights"], rtol=1e-4, atol=1e-6)
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert len(torch.load(tmp_path / "two.pt.checkpoint", weights_only=True)["random"]) == 2  # a state a process
+
+
+# Schedules and arguments ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_stay_in_range(name):
+    factors = [SCHEDULES[name](i / 1000) for i in range(1001)]
+    assert min(factors) >= 0 and max(factors) == pytest.approx(1, abs=1e-4)
+    assert max(abs(a - b) for a, b in zip(factors, factors[1:])) < 0.01
+
+
+def test_order_is_a_permutation_of_seed_and_epoch():
+    order = training.epoch_order(100, 3, 5)
+    assert torch.equal(order.sort().values, torch.arange(100))
+    assert torch.equal(order, training.epoch_order(100, 3, 5))
+    assert not torch.equal(order, training.epoch_order(100, 3, 6))
+    assert not torch.equal(order, training.epoch_order(100, 5, 3))
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (dict(batch_size=65), "batch_size is 65"),
+        (dict(batch_size=0), "batch_size is 0"),
+        (dict(epochs=-1), "epochs is -1"),
+        (dict(lr=0), "lr is 0"),
+        (dict(lr=math.nan), "lr is nan"),
+        (dict(weight_decay=-1), "weight_decay is -1"),
+        (dict(schedule="cosin"), "'cosine'"),
+        (dict(optimizer="adan"), "'adam'"),
+        (dict(ema=1.0), "ema is 1.0"),
+        (dict(seed=-1), "seed is -1"),
+        (dict(precision="fp16"), "precision is 'fp16'"),
+        (dict(device="tpu"), "device is 'tpu'"),
+        (dict(clip=0), "clip is 0"),
+        (dict(checkpoint_seconds=-1), "checkpoint_seconds is -1"),
+        (dict(data=torch.zeros(0, 12)), "data is empty"),
+        (dict(data=(toy(), toy(8))), "different lengths"),
+        (dict(data=[1, 2]), "data must be"),
+    ],
+)
+def test_bad_arguments_are_named(change, told):
+    settings = dict(epochs=1, data=toy()) | SETTINGS | change
+    with pytest.raises(ValueError) as error:
+        fit(network(), plain, settings.pop("data"), **settings)
+    assert told in str(error.value)
+
+
+def test_no_epochs_is_no_training():
+    before = network()
+    result = fit(network(), plain, toy(), epochs=0, evaluate=lambda model, epoch: {"x": 1.0}, **SETTINGS)
+    assert result.completed and same(result.model, before) and len(result.history) == 1
+
+
+def test_weights_are_loaded_without_running_code(tmp_path):
+    path = tmp_path / "c.pt"
+    fit(network(), noisy, toy(), epochs=1, ema=0.9, checkpoint=path, fingerprint={"a": [1, {"b": None}]}, **SETTINGS)
+    state = torch.load(path, weights_only=True)
+    assert json.dumps(state["fingerprint"])
