@@ -737,7 +737,7 @@ def provenance(name: str, root: str | Path | None = None) -> dict:
         "note": "; ".join(notes),
     }
 
-# %% ../nbs/foundations/data.ipynb #df579f52
+# %% ../nbs/foundations/data.ipynb #7a30f664
 _GLYPH = 64  # side of the square in which a digit's outline is described, in cells
 _HEIGHT = 40  # height of a digit in it
 
@@ -818,7 +818,7 @@ def _outline_fields() -> np.ndarray:
     filled = _glyphs(_SIGN_FONTS).reshape(-1, _GLYPH, _GLYPH)
     return np.stack([distance_transform_edt(~f) - distance_transform_edt(f) for f in filled]).astype(np.float32)
 
-
+# %% ../nbs/foundations/data.ipynb #1edcc3fe
 def _sample_field(fields: np.ndarray, which: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Bilinear values of a field for each image at real coordinates; beyond the edge the distance keeps growing.
 
@@ -861,7 +861,7 @@ def _check_toy(n: int, seed: int) -> None:
     if seed < 0:
         raise ValueError(f"seed={seed} is negative")
 
-
+# %% ../nbs/foundations/data.ipynb #8a1f78ce
 def toy_grey_digits(n: int, seed: int = 0) -> Split:
     """Grey digits that stand in for MNIST: thinned font strokes, bent, slanted and drawn with a pen of varying width.
 
@@ -907,7 +907,7 @@ def _draw_strokes(fields: np.ndarray, which: np.ndarray, u: np.ndarray) -> np.nd
     ink = np.clip(pen + 0.5 - distance, 0, 1)
     return (ink * 255 + 0.5).astype(np.uint8)
 
-
+# %% ../nbs/foundations/data.ipynb #e5db7d21
 def toy_digits(n: int, seed: int = 0) -> Split:
     """Binary digits that stand in for the binarised MNIST: each grey pixel of `toy_grey_digits` tossed once.
 
@@ -942,7 +942,7 @@ def toy_house_numbers(n: int, seed: int = 0) -> Split:
         images[rows] = _draw_signs(digits[rows], u[rows], noise)
     return Split(torch.from_numpy(images), torch.from_numpy(digits))
 
-
+# %% ../nbs/foundations/data.ipynb #95da2c63
 def _blur(images: np.ndarray, amount: np.ndarray) -> np.ndarray:
     """Images mixed with their average over neighbours, along both axes."""
     for axis in (-2, -1):
@@ -1015,7 +1015,7 @@ def _draw_signs(digits: np.ndarray, u: np.ndarray, noise: np.ndarray) -> np.ndar
     picture = picture + noise * _between(u[:, 44] ** 2, 0.01, 0.06)[:, None]
     return (np.clip(picture, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8)
 
-
+# %% ../nbs/foundations/data.ipynb #6145dfcc
 _TOY_SEEDS = {"train": 0, "valid": 1, "test": 2}
 
 
