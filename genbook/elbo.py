@@ -23,12 +23,15 @@ def reparameterise(
         logvar: log-variances, of the same shape.
         noise: standard normal draws ε; drawn here where None.
     Returns:
-        mu + ε·exp(logvar / 2): the standard deviation multiplies the noise, not the variance or its logarithm.
+        mu + ε·exp(logvar / 2): the standard deviation multiplies the noise, not the variance
+        or its logarithm.
     Raises:
         ValueError: where the shapes differ.
     """
     if mu.shape != logvar.shape:
-        raise ValueError(f"mu and logvar need one shape, got {tuple(mu.shape)} and {tuple(logvar.shape)}")
+        raise ValueError(
+            f"mu and logvar need one shape, got {tuple(mu.shape)} and {tuple(logvar.shape)}"
+        )
     if noise is None:
         noise = torch.randn_like(mu)
     return mu + noise * torch.exp(0.5 * logvar)
@@ -42,12 +45,13 @@ def elbo_terms(
     """The two terms of the evidence lower bound for each image, in nats, from one sample of the posterior.
 
     Args:
-        model: with `encode(x) -> (mu, logvar)`, both `(B, L)`, and `log_p_x_given_z(x, z) -> (B,)`.
+        model: with `encode(x) -> (mu, logvar)`, both `(B, L)`, and
+            `log_p_x_given_z(x, z) -> (B,)`.
         x: a batch of images, `(B, ...)`.
         kl: "analytic" for the closed form, "mc" for one reparameterised sample of its own.
     Returns:
-        E_q log p(x|z), estimated with one sample, and KL(q(z|x) ‖ N(0, I)); the bound is the first minus the second
-        ({eq}`eq-elbo-two-terms`).
+        E_q log p(x|z), estimated with one sample, and KL(q(z|x) ‖ N(0, I)); the bound is the
+        first minus the second ({eq}`eq-elbo-two-terms`).
     Raises:
         ValueError: where `kl` is neither name.
     """
