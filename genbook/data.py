@@ -7,10 +7,11 @@ import hashlib
 import io
 import json
 import os
-import re
+import shutil
 import socket
 import sys
 import tempfile
+import time
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 # %% auto #0
@@ -226,10 +227,14 @@ def find(name: str, part: str = "train", root: str | Path | None = None) -> Copy
         raise ValueError(f"part={part!r} is no published part of {name}; there are {', '.join(_dataset(name).published)}")
     if DATASETS[name].embedded:
         return None
-    for place in data_roots(root):
-        for layout, files in _layouts(name, part, place):
-            if any(file.exists() for file in files):
-                return Copy(name, part, place, layout, files)
+    return next((copy for place in data_roots(root) if (copy := _find_under(name, part, place))), None)
+
+
+def _find_under(name: str, part: str, place: Path) -> Copy | None:
+    """The first copy of a part in one root of which at least one file is there."""
+    for layout, files in _layouts(name, part, place):
+        if any(file.exists() for file in files):
+            return Copy(name, part, place, layout, files)
     return None
 
 # %% ../nbs/foundations/data.ipynb #1b343c17
@@ -610,6 +615,9 @@ def fetch(name: str, root: str | Path | None = None) -> Path | None:
         return root
     try:
         root.mkdir(parents=True, exist_ok=True)
+        for left in root.glob(".fetch-*"):  # of a download that was killed, if it is older than a day
+            if time.time() - left.stat().st_mtime > 86_400:
+                shutil.rmtree(left, ignore_errors=True)
         scratch = tempfile.TemporaryDirectory(prefix=".fetch-", dir=root)
     except OSError as error:
         raise DataError(
@@ -642,14 +650,7 @@ def fetch(name: str, root: str | Path | None = None) -> Path | None:
 def _complete(name: str, root: Path) -> bool:
     """Whether a root holds every published image of a set, readable and checked."""
     for part, count in DATASETS[name].published.items():
-        copy = next(
-            (
-                Copy(name, part, root, layout, files)
-                for layout, files in _layouts(name, part, root)
-                if any(file.exists() for file in files)
-            ),
-            None,
-        )
+        copy = _find_under(name, part, root)
         try:
             if copy is None or len(_decoded(copy)[0]) != count:
                 return False
@@ -883,6 +884,12 @@ def toy_grey_digits(n: int, seed: int = 0) -> Split:
     return Split(torch.from_numpy(images[:, None]), torch.from_numpy(digits))
 
 
+def _wave(t: np.ndarray) -> np.ndarray:
+    """Nearly a sine of period 2 and height 1, of sums and products alone, which every machine rounds alike."""
+    t = t - 2 * np.round(t / 2)
+    return 4 * t * (1 - np.abs(t))
+
+
 def _draw_strokes(fields: np.ndarray, which: np.ndarray, u: np.ndarray) -> np.ndarray:
     """The pictures of `toy_grey_digits`, from their uniform numbers."""
     y, x = _grid(28)
@@ -890,10 +897,8 @@ def _draw_strokes(fields: np.ndarray, which: np.ndarray, u: np.ndarray) -> np.nd
     # A slow wave along each axis bends the strokes, as no two hands write alike.
     bend = [_between(u[:, k], -1.3, 1.3) for k in (4, 5, 6, 7)]
     phase = [_between(u[:, k], -1.0, 1.0) for k in (8, 9, 10, 11)]
-    wave = lambda t: t * (1 - np.abs(t))  # noqa: E731  one swing over [-1, 1], of arithmetic exact everywhere
-    turn = lambda t: wave(np.clip(t - 2 * np.round(t / 2), -1, 1)) * 4  # noqa: E731  the same, repeated
-    bent_y = y + bend[0] * turn(x / 11 + phase[0]) + 0.5 * bend[1] * turn(y / 7 + phase[1])
-    bent_x = x + bend[2] * turn(y / 11 + phase[2]) + 0.5 * bend[3] * turn(x / 7 + phase[3])
+    bent_y = y + bend[0] * _wave(x / 11 + phase[0]) + 0.5 * bend[1] * _wave(y / 7 + phase[1])
+    bent_x = x + bend[2] * _wave(y / 11 + phase[2]) + 0.5 * bend[3] * _wave(x / 7 + phase[3])
     angle = _between(u[:, 12], -0.18, 0.18)
     slant = _between(u[:, 13], -0.15, 0.5)
     cells_y = np.float32(_HEIGHT / 18.6) / _between(u[:, 14], 0.88, 1.08)  # cells to a pixel
@@ -903,7 +908,7 @@ def _draw_strokes(fields: np.ndarray, which: np.ndarray, u: np.ndarray) -> np.nd
     cell_y = middle + cells_y * turned_y
     cell_x = middle + cells_x * (turned_x + slant * turned_y)
     distance = _sample_field(fields, which, cell_y, cell_x) / ((cells_y + cells_x) / 2)  # in pixels
-    pen = _between(u[:, 16] * (0.35 + 0.65 * u[:, 17]), 0.7, 2.0) + 0.25 * turn(x / 13 + y / 17 + phase[0])  # half its width
+    pen = _between(u[:, 16] * (0.35 + 0.65 * u[:, 17]), 0.7, 2.0) + 0.25 * _wave(x / 13 + y / 17 + phase[0])  # half its width
     ink = np.clip(pen + 0.5 - distance, 0, 1)
     return (ink * 255 + 0.5).astype(np.uint8)
 
