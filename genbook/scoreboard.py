@@ -22,13 +22,41 @@ class Headline:
 
 
 HEADLINES: dict[str, Headline] = {
-    "vae-bmnist": Headline("valid_elbo", "validation ELBO", "VAE, 100 latents, the course's recipe", "−101.37 (report 002), −100.49 (report 001)"),
-    "vae-bmnist-mc": Headline("valid_elbo", "validation ELBO", "the same, Monte-Carlo KL of ten draws", "−90.52 (report 000, an error)"),
-    "vae-bmnist-fast": Headline("valid_elbo", "validation ELBO", "the same network, the shortest recipe to −102", ""),
-    "vae-bmnist-best": Headline("test_log_px", "test log p(x), K = 200", "VAE, 100 latents, convolutions", "−89.78 (a 400-400-40 VAE of a well-known library)"),
-    "iwae-bmnist": Headline("test_log_px", "test log p(x), K = 5000", "the same, trained on the 50-sample bound", ""),
-    "vae-mlp-z2": Headline("valid_elbo", "validation ELBO", "VAE, 2 latents, one hidden layer of 500", "about −154.5"),
-    "vae-mlp-z20": Headline("valid_elbo", "validation ELBO", "VAE, 20 latents, one hidden layer of 500", "about −101.0"),
+    "vae-bmnist": Headline(
+        "valid_elbo", "validation ELBO",
+        "VAE, 100 latents, the course's recipe",
+        "−101.37 (report 002), −100.49 (report 001)",
+    ),
+    "vae-bmnist-mc": Headline(
+        "valid_elbo", "validation ELBO",
+        "the same, Monte-Carlo KL of ten draws",
+        "−90.52 (report 000, an error)",
+    ),
+    "vae-bmnist-fast": Headline(
+        "valid_elbo", "validation ELBO",
+        "the same network, the shortest recipe to −102",
+        "",
+    ),
+    "vae-bmnist-best": Headline(
+        "test_log_px", "test log p(x), K = 200",
+        "VAE, 100 latents, convolutions",
+        "−89.78 (a 400-400-40 VAE of a well-known library)",
+    ),
+    "iwae-bmnist": Headline(
+        "test_log_px", "test log p(x), K = 5000",
+        "the same, trained on the 50-sample bound",
+        "",
+    ),
+    "vae-mlp-z2": Headline(
+        "valid_elbo", "validation ELBO",
+        "VAE, 2 latents, one hidden layer of 500",
+        "about −154.5",
+    ),
+    "vae-mlp-z20": Headline(
+        "valid_elbo", "validation ELBO",
+        "VAE, 20 latents, one hidden layer of 500",
+        "about −101.0",
+    ),
 }
 
 # %% ../nbs/results/scoreboard.ipynb #2c251283
@@ -39,7 +67,8 @@ def number(value: float, digits: int = 2) -> str:
 
 def rows(records: list[runs.Run] | None = None) -> list[dict[str, str]]:
     """A row for each record that has a headline, in the order of `HEADLINES`."""
-    present = {run.name: run for run in (runs.all_runs() if records is None else records)}
+    records = runs.all_runs() if records is None else records
+    present = {run.name: run for run in records}
     table = []
     for name, headline in HEADLINES.items():
         if name not in present:
@@ -47,7 +76,8 @@ def rows(records: list[runs.Run] | None = None) -> list[dict[str, str]]:
         record = present[name].record
         metric = record["metrics"][headline.metric]
         device = record["device"]
-        cores = f', {device["threads"]} of {device["cores"]} cores' if device["kind"] == "cpu" else ""
+        on_cpu = device["kind"] == "cpu"
+        cores = f', {device["threads"]} of {device["cores"]} cores' if on_cpu else ""
         table.append({
             "run": f"`{name}`",
             "model": headline.model,
@@ -65,11 +95,14 @@ def markdown(table: list[dict[str, str]]) -> str:
     if not table:
         return "No records yet."
     lines = ["| " + " | ".join(table[0]) + " |", "|" + "---|" * len(table[0])]
-    return "\n".join(lines + ["| " + " | ".join(row.values()) + " |" for row in table])
+    lines += ["| " + " | ".join(row.values()) + " |" for row in table]
+    return "\n".join(lines)
 
-
+# %% ../nbs/results/scoreboard.ipynb #9d4ff199
 def refresh(path: str | Path) -> bool:
-    """Put the current table between the marks `<!-- scoreboard -->` and `<!-- /scoreboard -->` of a file.
+    """Put the current table between a file's marks, as in the README.
+
+    The marks are `<!-- scoreboard -->` and `<!-- /scoreboard -->`.
 
     Returns:
         Whether the file changed.
@@ -79,10 +112,15 @@ def refresh(path: str | Path) -> bool:
     path = Path(path)
     old = path.read_text()
     new, found = re.subn(
-        r"(<!-- scoreboard -->\n).*?(<!-- /scoreboard -->)", lambda m: m[1] + markdown(rows()) + "\n" + m[2], old, flags=re.DOTALL
+        r"(<!-- scoreboard -->\n).*?(<!-- /scoreboard -->)",
+        lambda m: m[1] + markdown(rows()) + "\n" + m[2],
+        old,
+        flags=re.DOTALL,
     )
     if not found:
-        raise ValueError(f"{path} has no <!-- scoreboard --> ... <!-- /scoreboard --> marks")
+        raise ValueError(
+            f"{path} has no <!-- scoreboard --> ... <!-- /scoreboard --> marks"
+        )
     if new != old:
         runs.write_atomic(path, new)
     return new != old
