@@ -16,7 +16,9 @@ from .likelihoods import log_mean_exp
 # %% ../nbs/vae/importance-sampling.ipynb #d12a70a6
 def _weights_given_posterior(model, x, mu, logvar, num_samples):
     """log p(x|z) + log p(z) − log q(z|x) for `num_samples` draws z of N(mu, exp(logvar)), `(B, K)`."""
-    noise = torch.randn(mu.shape[0], num_samples, mu.shape[1], device=mu.device, dtype=mu.dtype)
+    noise = torch.randn(
+        mu.shape[0], num_samples, mu.shape[1], device=mu.device, dtype=mu.dtype
+    )
     mu, logvar = mu[:, None], logvar[:, None]
     z = reparameterise(mu.expand_as(noise), logvar.expand_as(noise), noise)  # (B, K, L)
     # The constants ½ log 2π of log p(z) and log q(z|x) cancel.
@@ -32,7 +34,8 @@ def log_importance_weights(
     """Log-weights log p(x, z_k) − log q(z_k|x), z_k ~ q(z|x), in nats ({eq}`eq-importance-weight`).
 
     Args:
-        model: with `encode(x) -> (mu, logvar)`, both `(B, L)`, and `log_p_x_given_z(x, z) -> (B, K)` for z `(B, K, L)`.
+        model: with `encode(x) -> (mu, logvar)`, both `(B, L)`, and
+            `log_p_x_given_z(x, z) -> (B, K)` for z `(B, K, L)`.
         x: a batch of images, `(B, ...)`.
         num_samples: K, at least 1.
     Raises:
@@ -62,8 +65,8 @@ def importance_log_likelihood(
 ) -> Float[Tensor, "n"]:
     """Estimate log p(x) of each image with K importance samples, in nats, in bounded memory.
 
-    The samples are drawn `chunk` at a time and their weights added up in the log domain, so that memory does not
-    grow with K: at most batch_size · chunk decoded images exist at once.
+    The samples are drawn `chunk` at a time and their weights added up in the log domain, so that
+    memory does not grow with K: at most batch_size · chunk decoded images exist at once.
 
     Args:
         model: as for `log_importance_weights`.
@@ -79,7 +82,9 @@ def importance_log_likelihood(
         mu, logvar = model.encode(batch)
         total = torch.full((len(batch),), -math.inf, device=mu.device)
         for start in range(0, num_samples, chunk):
-            log_w = _weights_given_posterior(model, batch, mu, logvar, min(chunk, num_samples - start))
+            log_w = _weights_given_posterior(
+                model, batch, mu, logvar, min(chunk, num_samples - start)
+            )
             total = torch.logaddexp(total, torch.logsumexp(log_w.float(), dim=1))
         estimates.append(total - math.log(num_samples))
     return torch.cat(estimates)
