@@ -36,16 +36,16 @@ from tqdm.auto import tqdm
 
 from .runs import write_atomic, write_metrics
 
-# %% ../nbs/foundations/training.ipynb #fc287d1b
+# %% ../nbs/foundations/training.ipynb #f435c660
 def epoch_order(
     n: int,  # images in the data set
     seed: int,  # of the run
     epoch: int,  # counted from 1
 ) -> Int64[Tensor, "n"]:
-    """The order in which an epoch visits the images: a permutation that depends on the seed and the epoch alone."""
+    """The order of the images in an epoch: a permutation that seed and epoch determine."""
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
 
-# %% ../nbs/foundations/training.ipynb #cef39d77
+# %% ../nbs/foundations/training.ipynb #b35e6915
 def constant(
     progress: float,  # the part of the run that is done, in [0, 1]
 ) -> float:
@@ -65,13 +65,17 @@ def one_cycle(
     warmup: float = 0.3,  # the part spent rising
     start: float = 1 / 25,  # the factor at the start
 ) -> float:
-    """Up from `start` to 1 along half a cosine, then down to 0 along another ({eq}`eq-one-cycle`)."""
+    """Up from `start` to 1 and down to 0, each along half a cosine ({eq}`eq-one-cycle`)."""
     if progress < warmup:
         return start + (1 - start) * (1 - cosine(progress / warmup))
     return cosine((progress - warmup) / (1 - warmup))
 
 
-SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "cosine": cosine, "one-cycle": one_cycle}
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "one-cycle": one_cycle,
+}
 
 # %% ../nbs/foundations/training.ipynb #258a2324
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -130,7 +134,7 @@ def own_randomness(
 # %% ../nbs/foundations/training.ipynb #1d321a01
 @contextmanager
 def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C only makes the given function answer True; a second Ctrl-C interrupts as usual."""
+    """Inside, Ctrl-C makes the given function answer True; a second one interrupts as usual."""
     asked = False
 
     def ask(signum, frame):
@@ -138,7 +142,9 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         asked = True
         signal.signal(signal.SIGINT, previous)
 
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may listen for signals
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # only the main thread may listen for signals
         yield lambda: False
         return
     previous = signal.signal(signal.SIGINT, ask)
@@ -152,7 +158,7 @@ def save_checkpoint(
     path: str | Path,  # the one file
     state: dict,  # tensors, numbers, strings, and lists and dicts of them
 ) -> None:
-    """Write a checkpoint such that a kill at any moment leaves the old one or the new one, whole."""
+    """Write a checkpoint; a kill at any moment leaves the old one or the new one, whole."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomic(path, buffer.getvalue())
@@ -161,18 +167,34 @@ def save_checkpoint(
 def load_checkpoint(
     path: str | Path,  # the one file
 ) -> dict | None:
-    """Read a checkpoint onto the CPU; None where there is none. Raises ValueError where the file is not one."""
+    """Read a checkpoint onto the CPU; None where there is none.
+
+    Raises ValueError where the file is not a checkpoint.
+    """
     path = Path(path)
-    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process killed while it wrote
+    for left in path.parent.glob(
+        f".{path.name}.*.tmp"
+    ):  # by a process killed while it wrote
         left.unlink(missing_ok=True)
     if not path.exists():
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint; delete it or pass resume=False to start afresh") from error
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise ValueError(
+            f"{path} is not a readable checkpoint; delete it or pass resume=False to start afresh"
+        ) from error
     if not isinstance(state, dict) or "fingerprint" not in state:
-        raise ValueError(f"{path} is not a checkpoint of fit(); pass another path for checkpoint")
+        raise ValueError(
+            f"{path} is not a checkpoint of fit(); pass another path for checkpoint"
+        )
     return state
 
 
@@ -184,8 +206,14 @@ def check_fingerprint(
     """Raise ValueError, naming the differences, where a checkpoint belongs to another run."""
     names = [name for name in {**stored, **wanted} if stored.get(name) != wanted.get(name)]
     if names:
-        told = "; ".join(f"{name} was {_brief(stored.get(name))}, is {_brief(wanted.get(name))}" for name in names)
-        raise ValueError(f"{path} belongs to another run ({told}); pass resume=False to start afresh, or another path")
+        told = "; ".join(
+            f"{name} was {_brief(stored.get(name))}, is {_brief(wanted.get(name))}"
+            for name in names
+        )
+        raise ValueError(
+            f"{path} belongs to another run ({told}); "
+            "pass resume=False to start afresh, or another path"
+        )
 
 
 def _brief(value: object) -> str:
@@ -194,7 +222,7 @@ def _brief(value: object) -> str:
 
 # %% ../nbs/foundations/training.ipynb #56151b4f
 class Objective(nn.Module):
-    """Model and objective as one module, so that autocast and data parallelism see one forward pass."""
+    """Model and objective as one module, with one forward pass."""
 
     def __init__(
         self,
@@ -216,43 +244,57 @@ class Objective(nn.Module):
 class FitResult:
     """What `fit` hands back."""
 
-    history: list[dict]  # a row an epoch: epoch, step, lr, seconds, train_loss and train_* metrics, evaluate's columns
+    history: list[
+        dict
+    ]  # a row an epoch: epoch, step, lr, seconds, train_*, evaluate's columns
     model: nn.Module  # the model, with the averaged weights where there are any
-    seconds: float  # of training, all parts of a resumed run together, evaluation and checkpoints left out
+    seconds: (
+        float  # of training, over all parts of a run; without evaluation and checkpoints
+    )
     completed: bool  # False where Ctrl-C stopped the run
     step: int = 0  # optimiser steps done
     message: str = ""  # where the run stopped and how to resume
 
 # %% ../nbs/foundations/training.ipynb #549c471f
+#| code-fold: true
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # our names and those of accelerate
 
 
 def _nearest(what: str, name: object, names: Mapping) -> ValueError:
     nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0)
     hint = f"did you mean {nearest[0]!r}?" if nearest else ""
-    return ValueError(f"{what} is {name!r}; allowed are {', '.join(map(repr, names))}; {hint}")
+    return ValueError(
+        f"{what} is {name!r}; allowed are {', '.join(map(repr, names))}; {hint}"
+    )
 
 
 def _told(optimizer: "str | Callable") -> str:
-    return re.sub(r" at 0x[0-9a-f]+", "", getattr(optimizer, "__qualname__", None) or str(optimizer))
-
-
-def _check_finite(losses: list[float], first: int, total: int, lr: float, schedule: str, checkpoint) -> None:
-    for step, loss in enumerate(losses, start=first):
-        if not math.isfinite(loss):
-            kept = f"; the last checkpoint is kept in {checkpoint}" if checkpoint is not None else ""
-            rate = lr * SCHEDULES[schedule](step / total)
-            raise FloatingPointError(f"the loss is {loss} at step {step + 1}, learning rate {rate:.3g}{kept}")
+    return re.sub(
+        r" at 0x[0-9a-f]+", "", getattr(optimizer, "__qualname__", None) or str(optimizer)
+    )
 
 
 def _check_arguments(
-    tensors, epochs, batch_size, lr, optimizer, weight_decay, schedule, ema, seed, precision, device,
-    clip, checkpoint_seconds,
+    tensors,
+    epochs,
+    batch_size,
+    lr,
+    optimizer,
+    weight_decay,
+    schedule,
+    ema,
+    seed,
+    precision,
+    device,
+    clip,
+    checkpoint_seconds,
 ):
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise ValueError("data must be a tensor or a tuple of tensors")
     if len({len(tensor) for tensor in tensors}) > 1:
-        raise ValueError(f"data holds tensors of different lengths: {[len(tensor) for tensor in tensors]}")
+        raise ValueError(
+            f"data holds tensors of different lengths: {[len(tensor) for tensor in tensors]}"
+        )
     n = len(tensors[0])
     if n == 0:
         raise ValueError("data is empty")
@@ -277,11 +319,18 @@ def _check_arguments(
     if clip is not None and not clip > 0:
         raise ValueError(f"clip is {clip}; it must be None or above 0")
     if checkpoint_seconds is not None and not checkpoint_seconds >= 0:
-        raise ValueError(f"checkpoint_seconds is {checkpoint_seconds}; it must be None or at least 0")
+        raise ValueError(
+            f"checkpoint_seconds is {checkpoint_seconds}; it must be None or at least 0"
+        )
     if device is not None and str(device) not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device is {str(device)!r}; allowed are 'cpu', 'cuda', 'mps' and None for the best there is")
+        raise ValueError(
+            f"device is {str(device)!r}; allowed are 'cpu', 'cuda', 'mps', "
+            "and None for the best there is"
+        )
     if device is not None and str(device) == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda' but torch finds no CUDA device; pass device='cpu'")
+        raise ValueError(
+            "device is 'cuda' but torch finds no CUDA device; pass device='cpu'"
+        )
 
 
 def make_accelerator(
@@ -290,51 +339,61 @@ def make_accelerator(
 ) -> Accelerator:
     """An `Accelerator` for this run, whatever the one before it in this process was."""
     alone = not torch.distributed.is_initialized()
-    AcceleratorState._reset_state(reset_partial_state=alone)  # else the first run's choice holds for all later ones
+    AcceleratorState._reset_state(
+        reset_partial_state=alone
+    )  # else the first run's choice holds for all later ones
     if device is None:
         return Accelerator(mixed_precision=PRECISIONS[precision])
-    accelerator = Accelerator(cpu=str(device) == "cpu", mixed_precision=PRECISIONS[precision])
+    accelerator = Accelerator(
+        cpu=str(device) == "cpu", mixed_precision=PRECISIONS[precision]
+    )
     if accelerator.device.type != str(device):
-        raise ValueError(f"device is {str(device)!r} but this process computes on {accelerator.device.type!r}")
+        raise ValueError(
+            f"device is {str(device)!r} but this process computes on {accelerator.device.type!r}"
+        )
     return accelerator
 
 # %% ../nbs/foundations/training.ipynb #0808ae90
-CHECK_EVERY = 50  # steps between looks at the loss on a GPU, where each look makes the processor wait
+CHECK_EVERY = (
+    50  # steps between looks at the loss on a GPU, where each look makes the processor wait
+)
 
 
 def fit(
     model: nn.Module,  # trained in place
-    objective: Callable[[nn.Module, "Tensor | tuple[Tensor, ...]"], tuple[Tensor, dict[str, Tensor]]],
-    # (model, batch) -> (loss, metrics): scalars, each a mean over the batch
-    data: "Tensor | tuple[Tensor, ...]",  # (N, ...), or several of one length, such as images and labels
+    objective: Callable,  # (model, batch) -> (loss, metrics): scalars, means over the batch
+    data: "Tensor | tuple[Tensor, ...]",  # (N, ...), or several, such as images and labels
     *,
     epochs: int,  # passes over the data
-    batch_size: int,  # over all processes together; what is left at the end of an epoch is dropped
+    batch_size: int,  # of all processes together; what an epoch leaves over is dropped
     lr: float,  # the learning rate where the schedule's factor is 1
-    optimizer: "str | Callable" = "adam",  # a name in OPTIMIZERS, or a function of (parameters, lr, weight_decay)
+    optimizer: "str | Callable" = "adam",  # in OPTIMIZERS, or (parameters, lr, weight_decay) ->
     weight_decay: float = 0.0,  # handed to the optimiser
     schedule: str = "constant",  # a name in SCHEDULES
-    ema: float | None = None,  # decay of the running average of the weights; None for no average
+    ema: float | None = None,  # decay of the running average of the weights; None for none
     seed: int = 0,  # of the order of the images and of all noise
-    precision: str = "fp32",  # "fp32", or "bf16" for products in bfloat16 with the weights kept in float32
+    precision: str = "fp32",  # "fp32", or "bf16": products in bfloat16, weights in float32
     device: str | None = None,  # "cpu", "cuda", "mps"; the best there is where None
-    channels_last: bool = False,  # keep images and filters with the channels last in memory: faster convolutions
-    evaluate: "Callable[[nn.Module, int], dict[str, float]] | None" = None,  # (model, epoch) -> columns of the history
-    on_epoch: "Callable[[nn.Module, int], None] | None" = None,  # (model, epoch), main process only, such as pictures
+    channels_last: bool = False,  # in memory, of images and filters: faster convolutions
+    evaluate: Callable | None = None,  # (model, epoch) -> dict: columns of the history
+    on_epoch: Callable
+    | None = None,  # (model, epoch), main process only: pictures and so on
     checkpoint: "str | Path | None" = None,  # the file that makes the run resumable
-    checkpoint_seconds: float | None = None,  # also write it within an epoch when it is older than this
+    checkpoint_seconds: float | None = None,  # also write it within an epoch when this old
     resume: bool = True,  # go on from the checkpoint where there is one
-    fingerprint: Mapping | None = None,  # what else must agree for a checkpoint to be resumed, such as the recipe
+    fingerprint: Mapping
+    | None = None,  # what else must agree to resume, such as the recipe
     clip: float | None = None,  # largest norm of the gradient; None for no limit
     log: "str | Path | None" = None,  # a CSV of the history, rewritten after each epoch
     progress: bool = True,  # a bar on a terminal, else a line an epoch, on standard error
 ) -> FitResult:
     """Train a model by stochastic gradient descent: one loop for every model of the book.
 
-    The history has a row for each epoch, and one for epoch 0 where `evaluate` is given. `evaluate` and `on_epoch` get
-    the averaged weights where `ema` is set, in evaluation mode, without gradients and with random numbers of their own,
-    so that looking at a run does not change it. Interrupted or killed and started again with the same `checkpoint`, a
-    run ends with the weights it would have had undisturbed, bit for bit, on the same machine.
+    The history has a row for each epoch, and one for epoch 0 where `evaluate` is given.
+    `evaluate` and `on_epoch` get the averaged weights where `ema` is set, in evaluation mode,
+    without gradients and with random numbers of their own, so that looking at a run does not
+    change it. Interrupted or killed, and started again with the same `checkpoint`, a run ends
+    with the weights it would have had undisturbed, bit for bit on the same machine.
 
     Raises:
         ValueError: an argument is out of range, or the checkpoint belongs to another run.
@@ -342,13 +401,19 @@ def fit(
     """
     tensors = data if isinstance(data, tuple) else (data,)
     _check_arguments(
-        tensors, epochs, batch_size, lr, optimizer, weight_decay, schedule, ema, seed, precision, device,
-        clip, checkpoint_seconds,
+        tensors, epochs, batch_size, lr, optimizer, weight_decay, schedule, ema, seed,
+        precision, device, clip, checkpoint_seconds,
     )  # fmt: skip
     accelerator = make_accelerator(device, precision)
-    processes, rank, main = accelerator.num_processes, accelerator.process_index, accelerator.is_main_process
+    processes, rank, main = (
+        accelerator.num_processes,
+        accelerator.process_index,
+        accelerator.is_main_process,
+    )
     if batch_size % processes:
-        raise ValueError(f"batch_size is {batch_size}, which does not divide evenly over {processes} processes")
+        raise ValueError(
+            f"batch_size is {batch_size}, which does not divide evenly over {processes} processes"
+        )
     n, share = len(tensors[0]), batch_size // processes
     steps = n // batch_size  # an epoch
     total = steps * epochs
@@ -356,8 +421,9 @@ def fit(
 
     # What must agree for a checkpoint to be this run's.
     settings = {
-        "epochs": epochs, "batch_size": batch_size, "lr": lr, "optimizer": _told(optimizer), "weight_decay": weight_decay,
-        "schedule": schedule, "ema": ema, "seed": seed, "precision": precision, "device": device.type,
+        "epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule,
+        "optimizer": _told(optimizer), "weight_decay": weight_decay, "ema": ema, "seed": seed,
+        "precision": precision, "device": device.type,
         "channels_last": channels_last, "clip": clip, "processes": processes,
         "data": [[str(tensor.dtype), *tensor.shape] for tensor in tensors],
         "model": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
@@ -367,11 +433,18 @@ def fit(
 
     # Everything onto the device: the data once and for all, the model, the optimiser, the average.
     tensors = [tensor.to(device) for tensor in tensors]
-    model.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
+    model.to(
+        device,
+        memory_format=torch.channels_last if channels_last else torch.preserve_format,
+    )
     make = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
     descent = make(model.parameters(), lr=lr, weight_decay=weight_decay)
     base_lrs = [group["lr"] for group in descent.param_groups]
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema is not None else None
+    averaged = (
+        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema))
+        if ema is not None
+        else None
+    )
     shown = averaged.module if averaged is not None else model  # what evaluation sees
     compute = accelerator.prepare_model(Objective(model, objective))
 
@@ -379,7 +452,9 @@ def fit(
     step, seconds = 0, 0.0
     history: list[dict] = []
     names: list[str] = []  # what the objective reports, the loss first
-    trace = torch.zeros(steps, 0)  # this epoch's values of it: a row a step, a column a name
+    trace = torch.zeros(
+        steps, 0
+    )  # this epoch's values of it: a row a step, a column a name
     seed_everything(seed + rank)  # each process draws noise of its own
     state = load_checkpoint(checkpoint) if checkpoint is not None and resume else None
     if state is not None:
@@ -388,12 +463,31 @@ def fit(
         descent.load_state_dict(state["optimizer"])
         if averaged is not None:
             averaged.load_state_dict(state["averaged"])
-        step, seconds, history, names = state["step"], state["seconds"], state["history"], state["names"]
+        step, seconds, history, names = (
+            state["step"],
+            state["seconds"],
+            state["history"],
+            state["names"],
+        )
         trace = state["trace"].to(device)
         set_random_states(state["random"][rank])
     accelerator.wait_for_everyone()
     if state is None and checkpoint is not None and main:
-        Path(checkpoint).unlink(missing_ok=True)  # a kill before the first save must not bring an old run back
+        Path(checkpoint).unlink(
+            missing_ok=True
+        )  # a kill before the first save must not bring an old run back
+
+    def share_of_batch(order: Tensor, i: int) -> "Tensor | tuple[Tensor, ...]":
+        """What this process sees of an epoch's batch number i."""
+        start = i * batch_size + rank * share
+        batch = tuple(x.index_select(0, order[start : start + share]) for x in tensors)
+        if channels_last:
+            layout = {4: torch.channels_last}
+            batch = tuple(
+                x.contiguous(memory_format=layout.get(x.ndim, torch.contiguous_format))
+                for x in batch
+            )
+        return batch if isinstance(data, tuple) else batch[0]
 
     def save() -> None:
         if checkpoint is None:
@@ -404,7 +498,8 @@ def fit(
             save_checkpoint(
                 checkpoint,
                 {
-                    "fingerprint": settings, "step": step, "seconds": seconds, "history": history, "names": names,
+                    "fingerprint": settings, "step": step, "seconds": seconds,
+                    "history": history, "names": names,
                     "trace": trace, "random": states,
                     **{name: part.state_dict() for name, part in parts.items() if part is not None},
                 },
@@ -412,7 +507,12 @@ def fit(
 
     def look(epoch: int) -> None:
         """End an epoch: evaluate, add a row to the history, tell."""
-        row = {"epoch": epoch, "step": step, "lr": descent.param_groups[0]["lr"], "seconds": seconds}
+        row = {
+            "epoch": epoch,
+            "step": step,
+            "lr": descent.param_groups[0]["lr"],
+            "seconds": seconds,
+        }
         if epoch > 0:
             means = accelerator.reduce(trace.double().mean(0), "mean").tolist()
             row |= {f"train_{name}": mean for name, mean in zip(names, means, strict=True)}
@@ -429,7 +529,11 @@ def fit(
             if main and log is not None:
                 write_metrics(log, history)
             if main and progress:
-                told = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key not in ("epoch", "step"))
+                told = "  ".join(
+                    f"{key} {value:.4g}"
+                    for key, value in row.items()
+                    if key not in ("epoch", "step")
+                )
                 tqdm.write(f"epoch {epoch}/{epochs}  {told}", file=sys.stderr)
 
     def agree(*flags: bool) -> tuple[bool, ...]:
@@ -439,8 +543,19 @@ def fit(
         votes = torch.tensor(flags, dtype=torch.float32, device=device)
         return tuple(vote > 0 for vote in accelerator.reduce(votes, "sum").tolist())
 
+    kept = (
+        f"the last checkpoint is kept in {checkpoint}"
+        if checkpoint
+        else "nothing was saved"
+    )
+    save_after = math.inf if checkpoint_seconds is None else checkpoint_seconds
     model.train()
-    bar = tqdm(total=total, initial=step, unit="step", disable=not (progress and main and sys.stderr.isatty()))
+    bar = tqdm(
+        total=total,
+        initial=step,
+        unit="step",
+        disable=not (progress and main and sys.stderr.isatty()),
+    )
     stop = False
     with bar, stop_on_interrupt() as interrupted:
         if state is None:
@@ -454,13 +569,7 @@ def fit(
                 for group, base in zip(descent.param_groups, base_lrs, strict=True):
                     group["lr"] = base * SCHEDULES[schedule](step / total)
 
-                # This process's part of the global batch.
-                index = order[i * batch_size + rank * share : i * batch_size + (rank + 1) * share]
-                batch = [tensor.index_select(0, index) for tensor in tensors]
-                if channels_last:
-                    batch = [x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in batch]
-
-                loss, metrics = compute(tuple(batch) if isinstance(data, tuple) else batch[0])
+                loss, metrics = compute(share_of_batch(order, i))
                 descent.zero_grad()
                 loss.backward()
                 if clip is not None:
@@ -475,18 +584,28 @@ def fit(
                     trace = torch.zeros(steps, len(names), device=device)
                 trace[i] = torch.stack([loss, *metrics.values()]).detach()
 
-                # A look at the values makes the processor wait for a GPU, so there it is taken now and then.
+                # A look at the values makes the processor wait for a GPU: not after each step.
                 if not (device.type == "cpu" or step % CHECK_EVERY == 0 or i + 1 == steps):
                     continue
                 values = trace[checked : i + 1].tolist()
-                _check_finite([row[0] for row in values], step - len(values), total, base_lrs[0], schedule, checkpoint)
+                for at, (value, *_) in enumerate(values, start=step - len(values)):
+                    if not math.isfinite(value):
+                        rate = base_lrs[0] * SCHEDULES[schedule](at / total)
+                        raise FloatingPointError(
+                            f"the loss is {value} at step {at + 1}, learning rate {rate:.3g}; {kept}"
+                        )
                 checked = i + 1
                 if not bar.disable:
-                    bar.set_postfix({name: f"{value:.4g}" for name, value in zip(names, values[-1])}, refresh=False)
+                    told = {
+                        name: f"{x:.4g}" for name, x in zip(names, values[-1], strict=True)
+                    }
+                    bar.set_postfix(told, refresh=False)
                     bar.update(len(values))
-                stale = checkpoint_seconds is not None and time.monotonic() - saved > checkpoint_seconds
-                stop, due = agree(interrupted(), stale) if processes == 1 or step % CHECK_EVERY == 0 else (False, False)
-                if i + 1 < steps and (stop or due):
+
+                due = False
+                if processes == 1 or step % CHECK_EVERY == 0:
+                    stop, due = agree(interrupted(), time.monotonic() - saved > save_after)
+                if (stop or due) and i + 1 < steps:  # at an epoch's end it is saved anyway
                     seconds += time.perf_counter() - began
                     save()
                     saved, began = time.monotonic(), time.perf_counter()
@@ -503,6 +622,7 @@ def fit(
     model.eval()
     message = f"finished {epochs} epochs"
     if step < total:
-        again = f"start it again to go on from {checkpoint}" if checkpoint is not None else "nothing was saved"
-        message = f"stopped after step {step} of {total}, in epoch {step // steps + 1} of {epochs}; {again}"
+        again = f"start it again to go on; {kept}" if checkpoint else kept
+        where = f"step {step} of {total}, in epoch {step // steps + 1} of {epochs}"
+        message = f"stopped after {where}; {again}"
     return FitResult(history, model, seconds, step == total, step, message)
