@@ -41,6 +41,7 @@ def elbo_terms(
     model: nn.Module,
     x: Tensor,
     kl: str = "analytic",
+    kl_samples: int = 1,
 ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
     """The two terms of the evidence lower bound for each image, in nats, from one sample of the posterior.
 
@@ -48,17 +49,19 @@ def elbo_terms(
         model: with `encode(x) -> (mu, logvar)`, both `(B, L)`, and
             `log_p_x_given_z(x, z) -> (B,)`.
         x: a batch of images, `(B, ...)`.
-        kl: "analytic" for the closed form, "mc" for one reparameterised sample of its own.
+        kl: "analytic" for the closed form, "mc" for reparameterised samples of its own.
+        kl_samples: how many of them with "mc".
     Returns:
         E_q log p(x|z), estimated with one sample, and KL(q(z|x) ‖ N(0, I)); the bound is the
         first minus the second ({eq}`eq-elbo-two-terms`).
     Raises:
-        ValueError: where `kl` is neither name.
+        ValueError: where `kl` is neither name, or `kl_samples` below 1.
     """
     if kl not in ("analytic", "mc"):
         raise ValueError(f'kl must be "analytic" or "mc", got {kl!r}')
     mu, logvar = model.encode(x)
     log_likelihood = model.log_p_x_given_z(x, reparameterise(mu, logvar))
     standard = torch.zeros_like(mu)  # mean 0 and log-variance 0 alike
-    divergence = kl_gaussian_gaussian_analytic if kl == "analytic" else kl_gaussian_gaussian_mc
-    return log_likelihood, divergence(mu, logvar, standard, standard)
+    if kl == "analytic":
+        return log_likelihood, kl_gaussian_gaussian_analytic(mu, logvar, standard, standard)
+    return log_likelihood, kl_gaussian_gaussian_mc(mu, logvar, standard, standard, kl_samples)
