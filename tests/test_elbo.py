@@ -98,6 +98,17 @@ def test_unknown_kind_of_divergence_is_refused(vae):
         elbo_terms(vae, torch.zeros(1, 1, 28, 28), kl="exact")
 
 
+def test_more_draws_of_the_divergence_are_less_noisy(vae):
+    images = torch.zeros(1, 1, 28, 28).expand(400, 1, 28, 28)
+    with torch.no_grad():
+        one, many = (elbo_terms(vae, images, "mc", draws)[1] for draws in (1, 10))
+        exact = elbo_terms(vae, images[:1])[1].item()
+    assert 5 < one.var() / many.var() < 20
+    assert abs(many.mean() - exact) < 4 * many.std() / 20
+    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+        elbo_terms(vae, images[:1], "mc", 0)
+
+
 def test_terms_agree_with_distributions(vae):
     images = (torch.rand(7, 1, 28, 28) < 0.2).to(torch.uint8)
     mu, logvar = vae.encode(images)
