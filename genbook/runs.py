@@ -79,7 +79,7 @@ def write_metrics(
     path: str | Path,  # the CSV file
     rows: list[dict],  # a row an epoch; rows may have different keys
 ) -> Path:
-    """Write `metrics.csv`: a column for every key, an empty field where a row has no value."""
+    """Write `metrics.csv`: a column for every key, empty where a row has no value."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -120,7 +120,8 @@ def save_weights(
             kept.isfinite(), tensor.isfinite()
         ):
             raise ValueError(
-                f"the weights in {name!r} do not fit {dtype}: largest is {tensor.abs().max():.3g}"
+                f"the weights in {name!r} do not fit {dtype}: "
+                f"the largest is {tensor.abs().max():.3g}"
             )
         stored[name] = kept.clone(memory_format=torch.contiguous_format)
     return write_atomic(path, save(stored))
@@ -419,7 +420,8 @@ def _record_problems(run: Run, fields: Mapping[str, Collection[str]] | None) -> 
     if fields is not None and isinstance(recipe, dict) and "family" in recipe:
         if recipe["family"] not in fields:
             problems.append(
-                f"recipe.family is {recipe['family']!r}, not one of {', '.join(sorted(fields))}"
+                f"recipe.family is {recipe['family']!r}, "
+                f"not one of {', '.join(sorted(fields))}"
             )
         else:
             known = {"family", *fields[recipe["family"]]}
@@ -446,7 +448,8 @@ def _metrics_problems(run: Run) -> list[str]:
     for line, row in enumerate(rows, start=2):
         if len(row) != len(header):
             problems.append(
-                f"metrics.csv line {line} has {len(row)} fields where the header has {len(header)}"
+                f"metrics.csv line {line} has {len(row)} fields "
+                f"where the header has {len(header)}"
             )
             continue
         for column, field in zip(header, row, strict=True):
@@ -471,7 +474,8 @@ def _file_problems(run: Run) -> list[str]:
         where = path.relative_to(run.path).as_posix()
         if path.is_file() and path.stat().st_size > FILE_LIMIT:
             problems.append(
-                f"{where} has {path.stat().st_size / 1e6:.1f} MB; the limit is {FILE_LIMIT / 1e6:.0f} MB"
+                f"{where} has {path.stat().st_size / 1e6:.1f} MB; "
+                f"the limit is {FILE_LIMIT / 1e6:.0f} MB"
             )
         if path.suffix in (".tmp", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"):
             problems.append(f"{where} does not belong in a record")
@@ -548,7 +552,8 @@ def validate_all(
     )
     if total > TOTAL_LIMIT:
         problems[""] = [
-            f"all runs together have {total / 1e6:.1f} MB; the limit is {TOTAL_LIMIT / 1e6:.0f} MB"
+            f"all runs together have {total / 1e6:.1f} MB; "
+            f"the limit is {TOTAL_LIMIT / 1e6:.0f} MB"
         ]
     return problems
 

@@ -134,7 +134,7 @@ def own_randomness(
 # %% ../nbs/foundations/training.ipynb #1d321a01
 @contextmanager
 def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C makes the given function answer True; a second one interrupts as usual."""
+    """Inside, Ctrl-C makes the given function answer True; a second one interrupts."""
     asked = False
 
     def ask(signum, frame):
@@ -189,7 +189,8 @@ def load_checkpoint(
         pickle.UnpicklingError,
     ) as error:
         raise ValueError(
-            f"{path} is not a readable checkpoint; delete it or pass resume=False to start afresh"
+            f"{path} is not a readable checkpoint; "
+            "delete it or pass resume=False to start afresh"
         ) from error
     if not isinstance(state, dict) or "fingerprint" not in state:
         raise ValueError(
@@ -244,13 +245,9 @@ class Objective(nn.Module):
 class FitResult:
     """What `fit` hands back."""
 
-    history: list[
-        dict
-    ]  # a row an epoch: epoch, step, lr, seconds, train_*, evaluate's columns
+    history: list[dict]  # a row an epoch: step, lr, seconds, train_*, evaluate's columns
     model: nn.Module  # the model, with the averaged weights where there are any
-    seconds: (
-        float  # of training, over all parts of a run; without evaluation and checkpoints
-    )
+    seconds: float  # of training, over all parts of a resumed run, evaluation left out
     completed: bool  # False where Ctrl-C stopped the run
     step: int = 0  # optimiser steps done
     message: str = ""  # where the run stopped and how to resume
@@ -349,7 +346,7 @@ def make_accelerator(
     )
     if accelerator.device.type != str(device):
         raise ValueError(
-            f"device is {str(device)!r} but this process computes on {accelerator.device.type!r}"
+            f"device is {str(device)!r} but this process is on {accelerator.device.type!r}"
         )
     return accelerator
 
@@ -367,7 +364,7 @@ def fit(
     epochs: int,  # passes over the data
     batch_size: int,  # of all processes together; what an epoch leaves over is dropped
     lr: float,  # the learning rate where the schedule's factor is 1
-    optimizer: "str | Callable" = "adam",  # in OPTIMIZERS, or (parameters, lr, weight_decay) ->
+    optimizer: "str | Callable" = "adam",  # in OPTIMIZERS, or a function like those
     weight_decay: float = 0.0,  # handed to the optimiser
     schedule: str = "constant",  # a name in SCHEDULES
     ema: float | None = None,  # decay of the running average of the weights; None for none
@@ -412,7 +409,7 @@ def fit(
     )
     if batch_size % processes:
         raise ValueError(
-            f"batch_size is {batch_size}, which does not divide evenly over {processes} processes"
+            f"batch_size is {batch_size}, which {processes} processes cannot share evenly"
         )
     n, share = len(tensors[0]), batch_size // processes
     steps = n // batch_size  # an epoch
@@ -431,7 +428,7 @@ def fit(
     }  # fmt: skip
     settings = json.loads(json.dumps(settings, default=str))
 
-    # Everything onto the device: the data once and for all, the model, the optimiser, the average.
+    # Everything onto the device: the data once and for all, the model, the average.
     tensors = [tensor.to(device) for tensor in tensors]
     model.to(
         device,
@@ -494,14 +491,15 @@ def fit(
             return
         states = gather_object([random_states()])
         if main:
-            parts = {"model": model, "optimizer": descent, "averaged": averaged}
+            parts = {"model": model, "optimizer": descent}
+            parts |= {"averaged": averaged} if averaged is not None else {}
             save_checkpoint(
                 checkpoint,
                 {
                     "fingerprint": settings, "step": step, "seconds": seconds,
                     "history": history, "names": names,
                     "trace": trace, "random": states,
-                    **{name: part.state_dict() for name, part in parts.items() if part is not None},
+                    **{name: part.state_dict() for name, part in parts.items()},
                 },
             )  # fmt: skip
 
@@ -584,7 +582,7 @@ def fit(
                     trace = torch.zeros(steps, len(names), device=device)
                 trace[i] = torch.stack([loss, *metrics.values()]).detach()
 
-                # A look at the values makes the processor wait for a GPU: not after each step.
+                # A look at the values makes the processor wait for a GPU: not each step.
                 if not (device.type == "cpu" or step % CHECK_EVERY == 0 or i + 1 == steps):
                     continue
                 values = trace[checked : i + 1].tolist()
@@ -592,7 +590,8 @@ def fit(
                     if not math.isfinite(value):
                         rate = base_lrs[0] * SCHEDULES[schedule](at / total)
                         raise FloatingPointError(
-                            f"the loss is {value} at step {at + 1}, learning rate {rate:.3g}; {kept}"
+                            f"the loss is {value} at step {at + 1}, "
+                            f"learning rate {rate:.3g}; {kept}"
                         )
                 checked = i + 1
                 if not bar.disable:
