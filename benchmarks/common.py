@@ -1,0 +1,118 @@
+"""What the benchmarks share: the course's starter, the machine's speed, tables."""
+
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from genbook import data, runs, vae
+
+
+class StarterVAE(nn.Module):
+    """The course's network for binary images, 784–300–300–2L and L–300–300–784, as its starter code writes it."""
+
+    def __init__(self, latent=100):
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Linear(784, 300), nn.ELU(), nn.Linear(300, 300), nn.ELU(), nn.Linear(300, 2 * latent)
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(latent, 300), nn.ELU(), nn.Linear(300, 300), nn.ELU(), nn.Linear(300, 784)
+        )
+
+    def encode(self, x):
+        return self.encoder(x.view(x.size(0), -1)).chunk(2, dim=1)
+
+    def decode(self, z):
+        return self.decoder(z) - 5.0
+
+    def forward(self, x):
+        mean, logvar = self.encode(x)
+        z = mean + torch.exp(logvar / 2.0) * torch.randn_like(mean)
+        return mean, logvar, self.decode(z)
+
+    def loss(self, x, mean, logvar, decoded):
+        log_likelihood = starter_log_likelihood_bernoulli(torch.sigmoid(decoded), x.view(x.size(0), -1))
+        divergence = 0.5 * torch.sum(-1 - logvar + mean**2 + torch.exp(logvar), dim=1)
+        return (divergence - log_likelihood).mean()
+
+
+def starter_log_likelihood_bernoulli(mu, target):
+    """From the mean. The stable form of torch stands for the sum of logarithms, which would be slower and can be NaN."""
+    return -F.binary_cross_entropy(mu, target, reduction="none").sum(1)
+
+
+def starter_log_likelihood_normal(mu, logvar, z):
+    return torch.sum(-0.5 * (math.log(2 * math.pi) + logvar + (z - mu) ** 2 / torch.exp(logvar)), dim=1)
+
+
+def linear_parameters(model):
+    """The weights that take part in matrix products."""
+    return sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
+
+
+def same_weights(starter, model):
+    """Give the starter's network the weights of one of ours."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    with torch.no_grad():
+        for mine, theirs in zip((layer for layer in starter.modules() if isinstance(layer, nn.Linear)), layers, strict=True):
+            mine.weight.copy_(theirs.weight)
+            mine.bias.copy_(theirs.bias)
+    return starter
+
+
+def load(name, split, root=None):
+    """The images of a split, or a message that says how to get them."""
+    try:
+        return data.load(name, split, root, download=False).images
+    except data.DataError as error:
+        sys.exit(f"{error}\nor try the benchmark on toy data: --smoke")
+
+
+def product_rates(size=2048, repeats=5):
+    """Multiply-adds of square matrix products in float32 and bfloat16, in GFLOP/s: the best of several tries."""
+    rates = {}
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+        a @ b
+        seconds = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            a @ b
+            seconds.append(time.perf_counter() - began)
+        rates[precision] = 2 * size**3 / min(seconds) / 1e9
+    return rates
+
+
+def machine():
+    """Processor, cores, threads and versions, in a line."""
+    device = runs.device_info("cpu")
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return (
+        f"{device['name']}, {device['cores']} cores, {device['threads']} threads{load}; "
+        f"Python {platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+def table(rows):
+    """Print rows of text as a table that is Markdown too."""
+    rows = [[str(value) for value in row] for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for number, row in enumerate(rows):
+        print("| " + " | ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)) + " |")
+        if number == 0:
+            print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+
+
+def recipe(name, smoke):
+    """A recipe of the book, or its rehearsal."""
+    return vae.RECIPES[name].smoke() if smoke else vae.RECIPES[name]
+
+
+median = statistics.median

@@ -1,0 +1,24 @@
+"""The benchmarks run, on toy data and for seconds; what they measure is not looked at."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(("script", "rows"), [("vae_training", ("starter", "book, fp32", "book, bf16", "vae-bmnist-fast")), ("log_likelihood", ("starter", "book, fp32", "book, bf16"))])
+def test_benchmark_runs_on_toy_data(root, script, rows):
+    found = subprocess.run([sys.executable, root / "benchmarks" / f"{script}.py", "--smoke", "--threads", "1"], capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr
+    for row in rows:
+        assert f"\n| {row} " in found.stdout
+    assert "times as fast" in found.stdout and "nan" not in found.stdout
+
+
+@pytest.mark.parametrize("script", ["vae_training", "log_likelihood"])
+def test_missing_data_is_told(root, script, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "GENBOOK_DATA"} | {"XDG_CACHE_HOME": str(tmp_path)}
+    found = subprocess.run([sys.executable, root / "benchmarks" / f"{script}.py"], capture_output=True, text=True, timeout=300, env=environment)
+    assert found.returncode == 1
+    assert "genbook data fetch binarized_mnist" in found.stderr and "--smoke" in found.stderr and "Traceback" not in found.stderr
