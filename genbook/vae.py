@@ -263,7 +263,7 @@ def final_metrics(
         metrics[f"{split}_elbo"] = figure(log_likelihood - divergence, split, "one sample of z an image, analytic KL")
         metrics[f"{split}_kl"] = figure(divergence, split, "analytic")
     with training.own_randomness(0):
-        log_px = importance_log_likelihood(model, images.to(next(model.parameters()).device), recipe.eval_samples, chunk=10)
+        log_px = importance_log_likelihood(model, images.to(next(model.parameters()).device), recipe.eval_samples)
     metrics["test_log_px"] = figure(log_px, "test", f"importance sampling, K = {recipe.eval_samples}")
     return metrics
 
