@@ -47,6 +47,15 @@ def test_notebook_is_clean(name):
         book.split_directives(source)  # raises on an unknown directive
 
 
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_leaves_torch_as_it_found_it(name):
+    """nbdev_test runs several notebooks in one process, in any order."""
+    code = "\n".join(book.cells(json.loads(NOTEBOOKS[name].read_text("utf8")), "code"))
+    switches = re.findall(r"^torch\.set_grad_enabled\((True|False)\)", code, re.MULTILINE)
+    assert switches[-1:] != ["False"], "switch gradients on again in the last cell"
+    assert "torch.set_default_" not in code
+
+
 def test_every_notebook_is_in_the_table_of_contents(root):
     listed = re.findall(r"^[\s-]*(?:root|file):\s*(\S+)", (root / "_toc.yml").read_text(), re.MULTILINE)
     assert sorted(listed) == sorted(NOTEBOOKS)
