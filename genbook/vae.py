@@ -41,9 +41,11 @@ def mlp_networks(
     latent: int,
     activation: str,
 ) -> tuple[nn.Module, nn.Module]:
-    """Encoder and decoder of linear layers for images of 784 pixels; the decoder mirrors the encoder."""
+    """Encoder and decoder of linear layers for images of 784 pixels, one the other mirrored."""
     encoder = nn.Sequential(nn.Flatten(), mlp((784, *hidden, 2 * latent), activation))
-    decoder = nn.Sequential(mlp((latent, *reversed(hidden), 784), activation), nn.Unflatten(1, (1, 28, 28)))
+    decoder = nn.Sequential(
+        mlp((latent, *reversed(hidden), 784), activation), nn.Unflatten(1, (1, 28, 28))
+    )
     return encoder, decoder
 
 
@@ -53,36 +55,56 @@ def conv_networks(
     latent: int,
     activation: str,
 ) -> tuple[nn.Module, nn.Module]:
-    """Encoder and decoder that see an image as 7 × 7 patches of 4 × 4 pixels: two convolutions, then linear layers."""
+    """Encoder and decoder that see an image as 7 × 7 patches of 4 × 4 pixels.
+
+    The encoder has two convolutions, then linear layers; the decoder is it mirrored.
+    """
     act, flat = ACTIVATIONS[activation], channels * 7 * 7
     encoder = nn.Sequential(
-        nn.PixelUnshuffle(4),                                  # (B, 16, 7, 7)
-        nn.Conv2d(16, channels, 3, padding=1), act(),          # (B, c, 7, 7)
-        nn.Conv2d(channels, channels, 3, padding=1), act(),
-        nn.Flatten(), mlp((flat, *hidden, 2 * latent), activation),
+        nn.PixelUnshuffle(4),  # (B, 16, 7, 7)
+        nn.Conv2d(16, channels, 3, padding=1),
+        act(),  # (B, c, 7, 7)
+        nn.Conv2d(channels, channels, 3, padding=1),
+        act(),
+        nn.Flatten(),
+        mlp((flat, *hidden, 2 * latent), activation),
     )
     decoder = nn.Sequential(
-        mlp((latent, *reversed(hidden), flat), activation), act(), nn.Unflatten(1, (channels, 7, 7)),
-        nn.Conv2d(channels, channels, 3, padding=1), act(),
-        nn.Conv2d(channels, 16, 3, padding=1),                 # (B, 16, 7, 7)
-        nn.PixelShuffle(4),                                    # (B, 1, 28, 28)
+        mlp((latent, *reversed(hidden), flat), activation),
+        act(),
+        nn.Unflatten(1, (channels, 7, 7)),
+        nn.Conv2d(channels, channels, 3, padding=1),
+        act(),
+        nn.Conv2d(channels, 16, 3, padding=1),  # (B, 16, 7, 7)
+        nn.PixelShuffle(4),  # (B, 1, 28, 28)
     )
     return encoder, decoder
 
 # %% ../nbs/vae/binarised-mnist.ipynb #96fa5c33
 class BernoulliVAE(nn.Module):
-    """A VAE for binary images: Gaussian posterior with diagonal covariance, independent Bernoulli pixels.
+    """A VAE for binary images: diagonal Gaussian posterior, independent Bernoulli pixels.
 
     Args:
         encoder: images `(B, C, H, W)` to `(B, 2L)`, means and log-variances side by side.
         decoder: latents `(B, L)` to `(B, C, H, W)`, logits.
         latent: L, the dimension of z.
-        logit_offset: taken off every logit, so that an untrained decoder says "black", as most pixels are.
+        logit_offset: taken off every logit, so that an untrained decoder says "black".
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, latent: int, logit_offset: float = 5.0):
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        latent: int,
+        logit_offset: float = 5.0,
+    ):
         super().__init__()
-        self.encoder, self.decoder, self.latent, self.logit_offset = encoder, decoder, latent, logit_offset
+        self.encoder, self.decoder, self.latent, self.logit_offset = (
+            encoder,
+            decoder,
+            latent,
+            logit_offset,
+        )
 
     def encode(
         self,
@@ -105,7 +127,9 @@ class BernoulliVAE(nn.Module):
     ) -> Float[Tensor, "batch *samples"]:
         """log p(x|z) in nats for z `(B, L)` or, with K draws an image, `(B, K, L)`."""
         x = x.repeat_interleave(z.shape[1], 0) if z.ndim == 3 else x
-        return log_likelihood_bernoulli_logits(self.decode(z.flatten(0, -2)), x).view(z.shape[:-1])
+        return log_likelihood_bernoulli_logits(self.decode(z.flatten(0, -2)), x).view(
+            z.shape[:-1]
+        )
 
     @torch.no_grad()
     def sample(
@@ -113,15 +137,22 @@ class BernoulliVAE(nn.Module):
         n: int,
         draw: bool = False,
     ) -> Float[Tensor, "n c h w"]:
-        """`n` images by ancestral sampling, z ~ N(0, I), then p(x|z): its means, or Bernoulli draws from them."""
-        means = self.decode(torch.randn(n, self.latent, device=next(self.parameters()).device)).sigmoid()
+        """`n` images by ancestral sampling: the means of p(x|z), or Bernoulli draws from them."""
+        means = self.decode(
+            torch.randn(n, self.latent, device=next(self.parameters()).device)
+        ).sigmoid()
         return torch.bernoulli(means) if draw else means
 
 # %% ../nbs/vae/binarised-mnist.ipynb #b78a66d1
 def elbo_objective(model, batch, kl="analytic", kl_samples=1, beta=1.0):
-    """Negative ELBO of a batch, nats an image, with a weight `beta` on the KL; only beta = 1 gives a bound."""
-    log_likelihood, divergence = (term.mean() for term in elbo_terms(model, batch, kl, kl_samples))
-    return beta * divergence - log_likelihood, {"elbo": log_likelihood - divergence, "kl": divergence}
+    """Negative ELBO of a batch, nats an image; with `beta` on the KL, a bound only at 1."""
+    log_likelihood, divergence = (
+        term.mean() for term in elbo_terms(model, batch, kl, kl_samples)
+    )
+    return beta * divergence - log_likelihood, {
+        "elbo": log_likelihood - divergence,
+        "kl": divergence,
+    }
 
 
 def iwae_objective(model, batch, num_samples):
@@ -131,49 +162,61 @@ def iwae_objective(model, batch, num_samples):
 
 
 def unscaled_noise_objective(model, batch):
-    """What report 003's runs minimised: noise scaled by the log-variance, z = μ + ε·logvar. Kept to show its effect."""
+    """What report 003's runs minimised, z = μ + ε·logvar. Kept to show its effect."""
     mu, logvar = model.encode(batch)
     zero = torch.zeros_like(mu)
-    log_likelihood = model.log_p_x_given_z(batch, mu + torch.randn_like(mu) * logvar).mean()
+    log_likelihood = model.log_p_x_given_z(
+        batch, mu + torch.randn_like(mu) * logvar
+    ).mean()
     divergence = kl_gaussian_gaussian_analytic(mu, logvar, zero, zero).mean()
-    return divergence - log_likelihood, {"reported": log_likelihood - divergence, "kl": divergence}
+    return divergence - log_likelihood, {
+        "reported": log_likelihood - divergence,
+        "kl": divergence,
+    }
 
 # %% ../nbs/vae/binarised-mnist.ipynb #7076031e
 @dataclass(frozen=True)
 class VAERecipe:
     """Everything that determines a run of a Bernoulli VAE."""
 
-    name: str
-    data: str = "binarized_mnist"         # the fixed binarisation: 50,000 / 10,000 / 10,000 images
-    network: str = "mlp"                  # or "conv": two convolutions before the hidden layers
-    hidden: tuple[int, ...] = (300, 300)  # widths of the linear layers, in the encoder's order
-    channels: int = 32                    # of the convolutions, when there are any
-    activation: str = "elu"               # a key of ACTIVATIONS
-    latent: int = 100                     # L
-    logit_offset: float = 5.0             # the course's decoder starts from black images
-    objective: str = "elbo"               # "iwae", or "unscaled-noise", an erratum
-    kl: str = "analytic"                  # "mc": mean over reparameterised samples
-    kl_samples: int = 1                   # how many, with "mc"
-    beta: float = 1.0                     # weight of the KL in the loss
-    samples: int = 1                      # K of the bound when the objective is "iwae"
-    start: str = ""                       # a recorded run whose weights this one starts from
-    epochs: int = 20
-    batch_size: int = 64
-    optimizer: str = "adam"
-    lr: float = 3e-4
-    schedule: str = "constant"
-    weight_decay: float = 0.0             # decoupled, with "adamw"
-    ema: float = 0.0                      # decay of the averaged weights that are evaluated and kept; 0: none
-    precision: str = "fp32"               # "bf16": matrix products in bfloat16
-    eval_samples: int = 200               # K of the estimate of log p(x) on test images
+    name: str  # of the run and of its folder
+    data: str = "binarized_mnist"  # the fixed binarisation, 50,000 images to train on
+    network: str = "mlp"  # or "conv": two convolutions before the hidden layers
+    hidden: tuple[int, ...] = (300, 300)  # widths of the linear layers, encoder's order
+    channels: int = 32  # of the convolutions, when there are any
+    activation: str = "elu"  # a key of ACTIVATIONS
+    latent: int = 100  # L
+    logit_offset: float = 5.0  # the course's decoder starts from black images
+    objective: str = "elbo"  # "iwae", or "unscaled-noise", an erratum
+    kl: str = "analytic"  # "mc": mean over reparameterised samples
+    kl_samples: int = 1  # how many, with "mc"
+    beta: float = 1.0  # weight of the KL in the loss
+    samples: int = 1  # K of the bound when the objective is "iwae"
+    start: str = ""  # a recorded run whose weights this one starts from
+    epochs: int = 20  # the course's
+    batch_size: int = 64  # the course's
+    optimizer: str = "adam"  # or "adamw"
+    lr: float = 3e-4  # where the schedule's factor is 1
+    schedule: str = "constant"  # or "cosine", "one-cycle"
+    weight_decay: float = 0.0  # decoupled, with "adamw"
+    ema: float = 0.0  # decay of the averaged weights that are evaluated and kept; 0: none
+    precision: str = "fp32"  # "bf16": matrix products in bfloat16
+    eval_samples: int = 200  # K of the estimate of log p(x) on test images
     sample_epochs: tuple[int, ...] = (0, 20)  # pictures of samples are kept at these
-    seed: int = 0
+    seed: int = 0  # of the weights, the order of the images and the noise
 
     def smoke(self) -> "VAERecipe":
         """The same recipe on toy digits: two short epochs and a small estimate."""
         return dataclasses.replace(
-            self, data="toy_digits", epochs=2, batch_size=64, samples=min(self.samples, 5), start="",
-            eval_samples=20, sample_epochs=(0, 2), ema=min(self.ema, 0.9),
+            self,
+            data="toy_digits",
+            epochs=2,
+            batch_size=64,
+            samples=min(self.samples, 5),
+            start="",
+            eval_samples=20,
+            sample_epochs=(0, 2),
+            ema=min(self.ema, 0.9),
         )
 
     def model(self) -> BernoulliVAE:
@@ -182,12 +225,16 @@ class VAERecipe:
             if self.network == "mlp":
                 networks = mlp_networks(self.hidden, self.latent, self.activation)
             elif self.network == "conv":
-                networks = conv_networks(self.channels, self.hidden, self.latent, self.activation)
+                networks = conv_networks(
+                    self.channels, self.hidden, self.latent, self.activation
+                )
             else:
                 raise ValueError(f'network must be "mlp" or "conv", got {self.network!r}')
             return BernoulliVAE(*networks, self.latent, self.logit_offset)
 
-    def loss(self, model: BernoulliVAE, batch: Num[Tensor, "batch c h w"]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, model: BernoulliVAE, batch: Num[Tensor, "batch c h w"]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch in nats an image, and what is worth watching besides."""
         if self.objective == "elbo":
             return elbo_objective(model, batch, self.kl, self.kl_samples, self.beta)
@@ -195,12 +242,30 @@ class VAERecipe:
             return iwae_objective(model, batch, self.samples)
         if self.objective == "unscaled-noise":
             return unscaled_noise_objective(model, batch)
-        raise ValueError(f'objective must be "elbo", "iwae" or "unscaled-noise", got {self.objective!r}')
+        raise ValueError(
+            f'objective must be "elbo", "iwae" or "unscaled-noise", got {self.objective!r}'
+        )
 
 # %% ../nbs/vae/binarised-mnist.ipynb #3f6f2f47
 _SPEED = dict(optimizer="adamw", schedule="one-cycle", precision="bf16")
-_BEST = dict(network="conv", hidden=(256,), activation="silu", batch_size=128, weight_decay=0.05, ema=0.999, **_SPEED)
-_MLP = dict(hidden=(500,), activation="relu", logit_offset=0.0, epochs=40, batch_size=128, lr=1e-3, sample_epochs=(0, 20, 40))
+_BEST = dict(
+    network="conv",
+    hidden=(256,),
+    activation="silu",
+    batch_size=128,
+    weight_decay=0.05,
+    ema=0.999,
+    **_SPEED,
+)
+_MLP = dict(
+    hidden=(500,),
+    activation="relu",
+    logit_offset=0.0,
+    epochs=40,
+    batch_size=128,
+    lr=1e-3,
+    sample_epochs=(0, 20, 40),
+)
 
 RECIPES: dict[str, VAERecipe] = {
     recipe.name: recipe
@@ -209,23 +274,48 @@ RECIPES: dict[str, VAERecipe] = {
         VAERecipe("vae-bmnist-mc", kl="mc", kl_samples=10),
         VAERecipe("vae-bmnist-mc-one-draw", kl="mc"),
         VAERecipe("vae-bmnist-weighted-kl", kl="mc", beta=0.64),
-        VAERecipe("vae-bmnist-fast", epochs=7, batch_size=128, lr=4e-3, sample_epochs=(7,), **_SPEED),
+        VAERecipe(
+            "vae-bmnist-fast",
+            epochs=7,
+            batch_size=128,
+            lr=4e-3,
+            sample_epochs=(7,),
+            **_SPEED,
+        ),
         VAERecipe("vae-bmnist-best", epochs=60, lr=2e-3, sample_epochs=(0, 60), **_BEST),
-        VAERecipe("iwae-bmnist", objective="iwae", samples=50, start="vae-bmnist-best", epochs=8, lr=1e-3,
-                  eval_samples=5000, sample_epochs=(8,), **_BEST),
+        VAERecipe(
+            "iwae-bmnist",
+            objective="iwae",
+            samples=50,
+            start="vae-bmnist-best",
+            epochs=8,
+            lr=1e-3,
+            eval_samples=5000,
+            sample_epochs=(8,),
+            **_BEST,
+        ),
         VAERecipe("vae-mlp-z2", latent=2, **_MLP),
         VAERecipe("vae-mlp-z20", latent=20, **_MLP),
-        VAERecipe("vae-mlp-z2-unscaled-noise", latent=2, objective="unscaled-noise", **_MLP),
-        VAERecipe("vae-mlp-z20-unscaled-noise", latent=20, objective="unscaled-noise", **_MLP),
+        VAERecipe(
+            "vae-mlp-z2-unscaled-noise", latent=2, objective="unscaled-noise", **_MLP
+        ),
+        VAERecipe(
+            "vae-mlp-z20-unscaled-noise", latent=20, objective="unscaled-noise", **_MLP
+        ),
     )
 }
 
 # %% ../nbs/vae/binarised-mnist.ipynb #1ab680f3
 def build(run: runs.Run) -> tuple[VAERecipe, BernoulliVAE]:
     """A recorded run's recipe and its model with the recorded weights, ready for inference."""
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in run.recipe.items()}
+    fields = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in run.recipe.items()
+    }
     del fields["family"]
-    recipe = VAERecipe(**fields)  # a field that is younger than the record has its default
+    recipe = VAERecipe(
+        **fields
+    )  # a field that is younger than the record has its default
     model = recipe.model()
     model.load_state_dict(runs.load_weights(run.weights))
     return recipe, model.eval()
@@ -250,21 +340,38 @@ def final_metrics(
     model: BernoulliVAE,
     data_root: str | Path | None = None,
 ) -> dict[str, dict]:
-    """ELBO of validation and test images and the estimate of the test log p(x), with standard errors over images."""
+    """ELBO of validation and test images and the estimate of the test log p(x), in nats.
+
+    Each with its standard error over images, which is not an error over seeds.
+    """
+
     def figure(values, split, note):
         se = values.std().item() / len(values) ** 0.5
-        return {"value": values.mean().item(), "se": se, "n": len(values), "split": split, "unit": "nats",
-                "tolerance": 0.02, "note": note}
+        return {
+            "value": values.mean().item(),
+            "se": se,
+            "n": len(values),
+            "split": split,
+            "unit": "nats",
+            "tolerance": 0.02,
+            "note": note,
+        }
 
     metrics = {}
     for split in ("valid", "test"):
         images = data.load(recipe.data, split, data_root).images
         log_likelihood, divergence = elbo_of(model, images)
-        metrics[f"{split}_elbo"] = figure(log_likelihood - divergence, split, "one sample of z an image, analytic KL")
+        metrics[f"{split}_elbo"] = figure(
+            log_likelihood - divergence, split, "one sample of z an image, analytic KL"
+        )
         metrics[f"{split}_kl"] = figure(divergence, split, "analytic")
     with training.own_randomness(0):
-        log_px = importance_log_likelihood(model, images.to(next(model.parameters()).device), recipe.eval_samples)
-    metrics["test_log_px"] = figure(log_px, "test", f"importance sampling, K = {recipe.eval_samples}")
+        log_px = importance_log_likelihood(
+            model, images.to(next(model.parameters()).device), recipe.eval_samples
+        )
+    metrics["test_log_px"] = figure(
+        log_px, "test", f"importance sampling, K = {recipe.eval_samples}"
+    )
     return metrics
 
 # %% ../nbs/vae/binarised-mnist.ipynb #075c2c46
@@ -277,41 +384,63 @@ def train(
     resume: bool = True,
     progress: bool = True,
 ) -> runs.Run | None:
-    """Train a recipe, going on where an earlier attempt stopped, and write its record to the folder `out`.
+    """Train a recipe, resuming an earlier attempt, and write its record to the folder `out`.
 
     The final metrics are computed from the weights as they are stored.
 
     Returns:
-        The run, or None where Ctrl-C stopped the training; a message on standard error says how to go on.
+        The run, or None where Ctrl-C stopped the training; standard error says how to go on.
     """
     out = Path(out)
-    images, valid = (data.load(recipe.data, split, data_root).images for split in ("train", "valid"))
+    images, valid = (
+        data.load(recipe.data, split, data_root).images for split in ("train", "valid")
+    )
     model = recipe.model()
     if recipe.start:
         model.load_state_dict(runs.load_weights(runs.Run.open(recipe.start).weights))
-    z = torch.randn(64, recipe.latent, generator=torch.Generator().manual_seed(recipe.seed))  # the same for all pictures
+    z = torch.randn(
+        64, recipe.latent, generator=torch.Generator().manual_seed(recipe.seed)
+    )  # the same for all pictures
 
     def evaluate(model, epoch):
         columns = {}
-        for split, some in (("train", images[: len(valid)]), ("valid", valid)):
-            log_likelihood, divergence = (term.mean().item() for term in elbo_of(model, some))
-            columns |= {f"{split}_set_elbo" if split == "train" else "valid_elbo": log_likelihood - divergence,
-                        f"{split}_set_kl" if split == "train" else "valid_kl": divergence}
+        for split, some in (("train_set", images[: len(valid)]), ("valid", valid)):
+            log_likelihood, divergence = elbo_of(model, some)
+            columns[f"{split}_elbo"] = (log_likelihood - divergence).mean().item()
+            columns[f"{split}_kl"] = divergence.mean().item()
         return columns
 
     def keep_samples(model, epoch):
         if epoch in recipe.sample_epochs:
             means = model.decode(z.to(next(model.parameters()).device)).sigmoid().cpu()
             for kind, pictures in (("means", means), ("draws", torch.bernoulli(means))):
-                runs.write_atomic(out / "samples" / f"epoch-{epoch:03d}-{kind}.png", to_png(pictures, ncols=16))
+                runs.write_atomic(
+                    out / "samples" / f"epoch-{epoch:03d}-{kind}.png",
+                    to_png(pictures, ncols=16),
+                )
 
     result = training.fit(
-        model, recipe.loss, images,
-        epochs=recipe.epochs, batch_size=recipe.batch_size, lr=recipe.lr, optimizer=recipe.optimizer,
-        weight_decay=recipe.weight_decay, schedule=recipe.schedule, ema=recipe.ema or None, seed=recipe.seed,
-        precision=recipe.precision, device=device,
-        evaluate=evaluate, on_epoch=keep_samples, checkpoint=out / "checkpoint.pt", checkpoint_seconds=60, resume=resume,
-        fingerprint=dataclasses.asdict(recipe), log=out / "metrics.csv", progress=progress,
+        model,
+        recipe.loss,
+        images,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        lr=recipe.lr,
+        optimizer=recipe.optimizer,
+        weight_decay=recipe.weight_decay,
+        schedule=recipe.schedule,
+        ema=recipe.ema or None,
+        seed=recipe.seed,
+        precision=recipe.precision,
+        device=device,
+        evaluate=evaluate,
+        on_epoch=keep_samples,
+        checkpoint=out / "checkpoint.pt",
+        checkpoint_seconds=60,
+        resume=resume,
+        fingerprint=dataclasses.asdict(recipe),
+        log=out / "metrics.csv",
+        progress=progress,
     )
     if not result.completed:
         print(result.message, file=sys.stderr)
@@ -319,9 +448,17 @@ def train(
     weights = runs.save_weights(out / "model.safetensors", result.model)
     model.load_state_dict(runs.load_weights(weights))
     run = runs.write_record(
-        out, name=recipe.name, family="vae", recipe=dataclasses.asdict(recipe), data=data.provenance(recipe.data, data_root),
-        seed=recipe.seed, device=next(model.parameters()).device, precision=recipe.precision, seconds=result.seconds,
-        epochs_done=recipe.epochs, metrics=final_metrics(recipe, model, data_root),
+        out,
+        name=recipe.name,
+        family="vae",
+        recipe=dataclasses.asdict(recipe),
+        data=data.provenance(recipe.data, data_root),
+        seed=recipe.seed,
+        device=next(model.parameters()).device,
+        precision=recipe.precision,
+        seconds=result.seconds,
+        epochs_done=recipe.epochs,
+        metrics=final_metrics(recipe, model, data_root),
     )
     (out / "checkpoint.pt").unlink()
     return run
