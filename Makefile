@@ -81,7 +81,7 @@ lock: $(VENV)/python.stamp
 	"$$fresh/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade -r "$$fresh/wanted.txt"; \
 	"$$fresh/bin/python" -m pip check; \
 	{ sed -n '/^#/p' requirements.lock; \
-	  "$$fresh/bin/python" -m pip freeze --all --disable-pip-version-check | grep -v '^pip==' | sed -E 's/\+(cpu|cu[0-9]+)$$//' | sort -f; } > "$$fresh/lock"; \
+	  "$$fresh/bin/python" -m pip freeze --all --disable-pip-version-check | grep -vE '^(pip|triton|(nvidia|cuda)-[^=]+)==' | sed -E 's/\+(cpu|cu[0-9]+)$$//' | sort -f; } > "$$fresh/lock"; \
 	mv "$$fresh/lock" requirements.lock
 	@echo "requirements.lock is renewed; now: make test"
 
