@@ -86,11 +86,8 @@ def log_likelihood_bernoulli_logits(
     """
     check_same_shape(logits=logits, target=target)
     logits = widen(logits)
-    return -sum_features(
-        F.binary_cross_entropy_with_logits(
-            logits, target.to(logits.dtype), reduction="none"
-        )
-    )
+    # The same as the cross-entropy of logits in torch, which takes four times as long on a CPU.
+    return sum_features(target.to(logits.dtype) * logits + F.logsigmoid(-logits))
 
 # %% ../nbs/foundations/likelihoods.ipynb #9f48793b
 def log_likelihood_normal(
