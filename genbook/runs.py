@@ -20,7 +20,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 
@@ -561,9 +561,11 @@ def validate_all(
 LIBRARIES = ("torch", "torchvision", "accelerate", "numpy")
 
 
+@cache
 def version_info() -> dict:
     """The package's version and git commit, and whether `genbook/` differs from that commit.
 
+    As they were when a process first asked: edits during a run are not the code that runs.
     Commit and difference are None where git does not know.
     """
     from genbook import __version__
@@ -659,7 +661,7 @@ def write_record(
         "name": name,
         "recipe": {"family": family, **recipe},
         "seed": seed,
-        "genbook": version_info(),
+        "genbook": dict(version_info()),
         "data": dict(data),
         "device": dict(device) if isinstance(device, Mapping) else device_info(device),
         "libraries": {

@@ -4,9 +4,10 @@
 __all__ = ['SCHEDULES', 'OPTIMIZERS', 'PRECISIONS', 'CHECK_EVERY', 'epoch_order', 'constant', 'cosine', 'one_cycle',
            'random_states', 'set_random_states', 'seed_everything', 'own_randomness', 'stop_on_interrupt',
            'save_checkpoint', 'load_checkpoint', 'check_fingerprint', 'Objective', 'FitResult', 'make_accelerator',
-           'fit']
+           'fit', 'keep_run']
 
 # %% ../nbs/foundations/training.ipynb #adf36938
+import dataclasses
 import difflib
 import io
 import json
@@ -23,10 +24,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from jaxtyping import Int64
@@ -34,6 +36,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
+from . import data as datasets
+from . import runs
 from .runs import write_atomic, write_metrics
 
 # %% ../nbs/foundations/training.ipynb #f435c660
@@ -251,6 +255,7 @@ class FitResult:
     completed: bool  # False where Ctrl-C stopped the run
     step: int = 0  # optimiser steps done
     message: str = ""  # where the run stopped and how to resume
+    main: bool = True  # whether this process is the one that writes files
 
 # %% ../nbs/foundations/training.ipynb #549c471f
 #| code-fold: true
@@ -396,6 +401,7 @@ def fit(
         ValueError: an argument is out of range, or the checkpoint belongs to another run.
         FloatingPointError: the loss is NaN or infinite; the last checkpoint is kept.
     """
+    runs.version_info()  # of the code as it is now, whatever happens to the files meanwhile
     tensors = data if isinstance(data, tuple) else (data,)
     _check_arguments(
         tensors, epochs, batch_size, lr, optimizer, weight_decay, schedule, ema, seed,
@@ -624,4 +630,47 @@ def fit(
         again = f"start it again to go on; {kept}" if checkpoint else kept
         where = f"step {step} of {total}, in epoch {step // steps + 1} of {epochs}"
         message = f"stopped after {where}; {again}"
-    return FitResult(history, model, seconds, step == total, step, message)
+    return FitResult(history, model, seconds, step == total, step, message, main)
+
+# %% ../nbs/foundations/training.ipynb #1299d80c
+def keep_run(
+    result: FitResult,  # of the training
+    recipe: Any,  # a frozen dataclass with the fields name, data, seed, precision and epochs
+    *,
+    family: str,  # of models, as the command line names it
+    out: str | Path,  # the run's folder, where the training left checkpoint and metrics
+    data_root: str | Path | None = None,  # where the data set is
+    metrics: Callable[[nn.Module], Mapping[str, Mapping]],  # final figures of a model
+) -> "runs.Run | None":
+    """Keep the weights of a finished training and write its record; the checkpoint goes.
+
+    Of several processes the main one writes, and the others wait for it.
+
+    Returns:
+        The run, or None where the training was stopped; standard error says how to go on.
+    """
+    out = Path(out)
+    if not result.completed:
+        if result.main:
+            print(result.message, file=sys.stderr)
+        return None
+    if result.main:
+        model = result.model
+        weights = runs.save_weights(out / "model.safetensors", model)
+        model.load_state_dict(runs.load_weights(weights))
+        runs.write_record(
+            out,
+            name=recipe.name,
+            family=family,
+            recipe=dataclasses.asdict(recipe),
+            data=datasets.provenance(recipe.data, data_root),
+            seed=recipe.seed,
+            device=next(model.parameters()).device,
+            precision=recipe.precision,
+            seconds=result.seconds,
+            epochs_done=recipe.epochs,
+            metrics=metrics(model),
+        )
+        (out / "checkpoint.pt").unlink(missing_ok=True)
+    PartialState().wait_for_everyone()
+    return runs.Run(out)

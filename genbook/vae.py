@@ -7,7 +7,6 @@ __all__ = ['ACTIVATIONS', 'RECIPES', 'activation_layer', 'mlp', 'mlp_networks', 
 
 # %% ../nbs/vae/binarised-mnist.ipynb #7c3bfb02
 import dataclasses
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -455,26 +454,14 @@ def train(
         log=out / "metrics.csv",
         progress=progress,
     )
-    if not result.completed:
-        print(result.message, file=sys.stderr)
-        return None
-    weights = runs.save_weights(out / "model.safetensors", result.model)
-    model.load_state_dict(runs.load_weights(weights))
-    run = runs.write_record(
-        out,
-        name=recipe.name,
+    return training.keep_run(
+        result,
+        recipe,
         family="vae",
-        recipe=dataclasses.asdict(recipe),
-        data=data.provenance(recipe.data, data_root),
-        seed=recipe.seed,
-        device=next(model.parameters()).device,
-        precision=recipe.precision,
-        seconds=result.seconds,
-        epochs_done=recipe.epochs,
-        metrics=final_metrics(recipe, model, data_root),
+        out=out,
+        data_root=data_root,
+        metrics=lambda model: final_metrics(recipe, model, data_root),
     )
-    (out / "checkpoint.pt").unlink(missing_ok=True)
-    return run
 
 
 def evaluate(
