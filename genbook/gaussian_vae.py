@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['BIN', 'LOG_2PI', 'RECIPES', 'ACTIVE', 'scale_pixels', 'show_pixels', 'DiagonalGaussianDistribution', 'conv_encoder',
-           'conv_decoder', 'VAE', 'latent_path', 'interpolate', 'bits_per_dimension', 'objective', 'GaussianVAERecipe',
-           'build', 'elbo_of', 'posteriors_of', 'reconstruct', 'nearest', 'final_metrics', 'keep_pictures',
-           'keep_portrait', 'train', 'evaluate', 'sample']
+           'conv_decoder', 'VAE', 'objective', 'bits_per_dimension', 'GaussianVAERecipe', 'build', 'elbo_of',
+           'posteriors_of', 'reconstruct', 'nearest', 'final_metrics', 'keep_pictures', 'keep_portrait', 'train',
+           'evaluate', 'sample', 'latent_path', 'interpolate']
 
 # %% ../nbs/vae/gaussian.ipynb #3c9f0efb
 import dataclasses
@@ -39,10 +39,10 @@ def scale_pixels(
 def show_pixels(
     x: Float[Tensor, "*batch c h w"],
 ) -> Float[Tensor, "*batch c h w"]:
-    """Pixels from −1 to 1 as a screen wants them, in [0, 1]; what lies outside is cut off."""
+    """Pixels from −1 to 1 as a screen wants them: in [0, 1], the rest cut off."""
     return (0.5 * (x + 1)).clamp(0, 1)
 
-# %% ../nbs/vae/gaussian.ipynb #476af372
+# %% ../nbs/vae/gaussian.ipynb #3711feee
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -54,7 +54,7 @@ class DiagonalGaussianDistribution:
 
     Args:
         mean: `(B, ...)`.
-        logvar: log-variances of the same shape, clamped to [−30, 20]; variance 1 where None.
+        logvar: log-variances of that shape, clamped to [−30, 20]; variance 1 where None.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class DiagonalGaussianDistribution:
         return self.mean
 
     def kl(self) -> Float[Tensor, "batch"]:
-        """KL divergence from this to N(0, I), in nats ({eq}`eq-gaussian-kl-standard`)."""
+        """KL divergence from this to N(0, I), in nats ({eq}`eq-kl-standard`)."""
         return 0.5 * (self.mean.square() + self.var - 1 - self.logvar).flatten(1).sum(1)
 
     def nll(
@@ -92,7 +92,7 @@ class DiagonalGaussianDistribution:
         sample: Float[Tensor, "batch *shape"],
         dims: Sequence[int] | None = None,
     ) -> Float[Tensor, "..."]:
-        """−log p(sample) in nats, its constant included, summed over `dims` ({eq}`eq-gaussian-nll`).
+        """−log p(sample) in nats, constant included ({eq}`eq-gaussian-nll`).
 
         Args:
             sample: of the shape of the mean.
@@ -110,7 +110,7 @@ class DiagonalGaussianDistribution:
 def conv_encoder(
     widths: tuple[int, ...],
 ) -> nn.Sequential:
-    """Convolutions that halve the side, each with LeakyReLU 0.2 and BatchNorm; `(B, 1024)`."""
+    """Convolutions that halve the side, with LeakyReLU 0.2 and BatchNorm."""
     layers, channels = [], 3
     for width in widths:
         layers += [
@@ -126,7 +126,7 @@ def conv_decoder(
     widths: tuple[int, ...],
     latent: int,
 ) -> nn.Sequential:
-    """A linear layer, then convolutions of an image enlarged to twice its side; the encoder mirrored.
+    """A linear layer, then convolutions of an image enlarged to twice its side.
 
     LeakyReLU 0.2 and BatchNorm stand between the convolutions, nothing after the last: a
     mean may be any real number.
@@ -144,14 +144,14 @@ def conv_decoder(
 
 # %% ../nbs/vae/gaussian.ipynb #e12b3c4b
 class VAE(nn.Module):
-    """A VAE for colour images of 32 × 32 pixels: posterior and likelihood are diagonal Gaussians.
+    """A VAE for colour images of 32 × 32 pixels, Gaussian in both directions.
 
     Args:
         latent: L, the dimension of z.
         widths: channels of the encoder's convolutions; the decoder's are these mirrored.
-        learned_variance: learn one variance of p(x|z), shared by all pixels; else it is 1.
-        variance_gain: log σ² is this times the stored parameter, so that an optimiser whose
-            steps are as long for every parameter moves it faster than a weight.
+        learned_variance: one variance of p(x|z) for all pixels is learned; else it is 1.
+        variance_gain: log σ² is this times the stored parameter, so that an optimiser
+            whose steps are as long for every parameter moves it faster than a weight.
     """
 
     shape = (3, 32, 32)  # of an image
@@ -181,7 +181,7 @@ class VAE(nn.Module):
 
     def _check_images(self, x):
         if x.ndim != 4 or x.shape[1:] != self.shape:
-            raise ValueError(f"x must be images of shape (B, 3, 32, 32), got {tuple(x.shape)}")
+            raise ValueError(f"x must be of shape (B, 3, 32, 32), got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(
                 f"x must be real numbers from -1 to 1, got {x.dtype}: see scale_pixels"
@@ -191,7 +191,9 @@ class VAE(nn.Module):
 
     def _check_latents(self, z):
         if z.ndim != 2 or z.shape[1] != self.latent:
-            raise ValueError(f"z must be of shape (B, {self.latent}), got {tuple(z.shape)}")
+            raise ValueError(
+                f"z must be of shape (B, {self.latent}), got {tuple(z.shape)}"
+            )
 
     def encode(
         self,
@@ -223,7 +225,7 @@ class VAE(nn.Module):
     ) -> tuple[
         Float[Tensor, "batch 3 32 32"], Float[Tensor, "batch"], Float[Tensor, "batch"]
     ]:
-        """Mode of p(x|z) for one draw of z ~ q(z|x), −log p(x|z) and the KL of q(z|x), in nats."""
+        """Mode of p(x|z) for a draw z of q(z|x); −log p(x|z) and KL in nats."""
         posterior = self.encode(x)
         likelihood = self.decode(posterior.sample())
         return likelihood.mode(), likelihood.nll(x, (1, 2, 3)), posterior.kl()
@@ -233,7 +235,7 @@ class VAE(nn.Module):
         self,
         n: int,
     ) -> Float[Tensor, "n 3 32 32"]:
-        """The modes of p(x|z) at `n` draws z of the prior. Their pixels may leave [−1, 1] a little."""
+        """The modes of p(x|z) at `n` draws of the prior; they may leave [−1, 1]."""
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         z = torch.randn(n, self.latent, device=self.mean.weight.device)
@@ -253,57 +255,24 @@ class VAE(nn.Module):
         x: Float[Tensor, "n 3 32 32"],
         K: int,
     ) -> Float[Tensor, "n"]:
-        """Estimate of log p(x) in nats from K draws of the posterior ({eq}`eq-importance-weight`).
+        """Estimate log p(x) in nats from K weighted draws ({eq}`eq-importance-weight`).
 
-        Eight images are decoded 16 times at once, whatever their number and K: few enough to
-        stay in a processor's cache.
+        Eight images are decoded 16 times at once, whatever their number and K: few enough
+        to stay in a processor's cache.
         """
         self._check_images(x)
         if K < 1:
             raise ValueError(f"K must be at least 1, got {K}")
         return importance_log_likelihood(self, x, K, batch_size=8, chunk=16)
 
-# %% ../nbs/vae/gaussian.ipynb #d79cbd1b
-def latent_path(
-    z_1: Float[Tensor, "*one latent"],
-    z_2: Float[Tensor, "*one latent"],
-    n: int,
-    spherical: bool = False,
-) -> Float[Tensor, "n latent"]:
-    """`n` points from `z_1` to `z_2`, both included: evenly on a line, or on an arc.
-
-    On the arc direction and length change at constant rates ({eq}`eq-spherical-path`).
-    """
-    z_1, z_2 = z_1.reshape(-1), z_2.reshape(-1)
-    if z_1.shape != z_2.shape:
-        raise ValueError(
-            f"z_1 and z_2 must be one latent each, got {len(z_1)} and {len(z_2)} numbers"
-        )
-    if n < 2:
-        raise ValueError(f"n must be at least 2, for both ends, got {n}")
-    t = torch.linspace(0, 1, n, dtype=z_1.dtype, device=z_1.device)[:, None]  # (n, 1)
-    if not spherical:
-        return (1 - t) * z_1 + t * z_2
-    r_1, r_2 = z_1.norm(), z_2.norm()
-    angle = torch.acos((z_1 @ z_2 / (r_1 * r_2)).clamp(-1, 1))
-    if math.pi - angle < 1e-3:
-        raise ValueError("z_1 and z_2 are opposite: no arc between them is the shortest")
-    if angle < 1e-3:
-        return (1 - t) * z_1 + t * z_2
-    direction = torch.sin((1 - t) * angle) * z_1 / r_1 + torch.sin(t * angle) * z_2 / r_2
-    return ((1 - t) * r_1 + t * r_2) * direction / torch.sin(angle)
-
-
-@torch.no_grad()
-def interpolate(
+# %% ../nbs/vae/gaussian.ipynb #6597497c
+def objective(
     model: VAE,
-    z_1: Float[Tensor, "*one latent"],
-    z_2: Float[Tensor, "*one latent"],
-    n: int,
-    spherical: bool = False,
-) -> Float[Tensor, "n 3 32 32"]:
-    """The modes of p(x|z) at `n` points of a `latent_path`; the first is that of `z_1`."""
-    return model.decode(latent_path(z_1, z_2, n, spherical)).mode()
+    batch: UInt8[Tensor, "batch 3 32 32"],
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Negative ELBO of a batch of levels, nats an image ({eq}`eq-gaussian-vae-loss`)."""
+    _, nll, kl = (term.mean(0) for term in model(scale_pixels(batch)))
+    return nll + kl, {"elbo": -(nll + kl), "nll": nll, "kl": kl}
 
 # %% ../nbs/vae/gaussian.ipynb #fae30ff3
 def bits_per_dimension(
@@ -311,24 +280,15 @@ def bits_per_dimension(
     logvar: float = 0.0,
     dimension: int = 3 * 32 * 32,
 ) -> Float[Tensor, "*n"]:
-    """Bits a channel for the 8-bit levels, at most, by a decoder of that variance ({eq}`eq-bits`).
+    """Bits a channel that the levels cost, at most ({eq}`eq-bits`).
 
     Args:
         log_px: log-density of images on the scale of [−1, 1], or a bound on it, in nats.
         logvar: log σ² of p(x|z).
         dimension: D, of an image.
     """
-    within_bin = BIN**2 / (24 * math.exp(logvar))  # the mean over the bin is lower than its middle
+    within_bin = BIN**2 / (24 * math.exp(logvar))  # how far the mean is below the middle
     return (within_bin - log_px / dimension - math.log(BIN)) / math.log(2)
-
-# %% ../nbs/vae/gaussian.ipynb #6597497c
-def objective(
-    model: VAE,
-    batch: UInt8[Tensor, "batch 3 32 32"],
-) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Negative ELBO of a batch of levels, nats an image, constant included; its terms besides."""
-    _, nll, kl = (term.mean(0) for term in model(scale_pixels(batch)))
-    return nll + kl, {"elbo": -(nll + kl), "nll": nll, "kl": kl}
 
 # %% ../nbs/vae/gaussian.ipynb #0b2380bb
 @dataclass(frozen=True)
@@ -338,7 +298,7 @@ class GaussianVAERecipe:
     name: str  # of the run and of its folder
     data: str = "svhn"  # 66,000 images to train on, 7,257 held out of the training part
     latent: int = 32  # L
-    widths: tuple[int, ...] = (32, 64, 128, 256)  # of the encoder; the decoder mirrors them
+    widths: tuple[int, ...] = (32, 64, 128, 256)  # of the encoder; the decoder mirrored
     learned_variance: bool = False  # one variance of p(x|z) for all pixels, else 1
     variance_gain: float = 30.0  # Adam's steps of 1e-4 become steps of 3e-3 in log σ²
     epochs: int = 30  # the course's
@@ -349,7 +309,7 @@ class GaussianVAERecipe:
     channels_last: bool = True  # in memory; with bf16, less than half the time of a step
     eval_samples: int = 200  # K of the estimate of log p(x)
     eval_images: int = 2000  # of the test set, for that estimate
-    sample_epochs: tuple[int, ...] = (0, 5, 10, 15, 20, 25, 30)  # pictures are kept at these
+    sample_epochs: tuple[int, ...] = (0, 5, 10, 15, 20, 25, 30)  # pictures are kept
     seed: int = 0  # of the weights, the order of the images and the noise
 
     def smoke(self) -> "GaussianVAERecipe":
@@ -381,7 +341,7 @@ RECIPES: dict[str, GaussianVAERecipe] = {
 
 # %% ../nbs/vae/gaussian.ipynb #56c7d23d
 def build(run: runs.Run) -> tuple[GaussianVAERecipe, VAE]:
-    """A recorded run's recipe and its model with the recorded weights, ready for inference."""
+    """A recorded run's recipe and model with the recorded weights, for inference."""
     fields = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in run.recipe.items()
@@ -405,7 +365,7 @@ def elbo_of(
     images: UInt8[Tensor, "n 3 32 32"],
     seed: int = 0,
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n"]]:
-    """−log p(x|z), KL and mean squared error of each of many images, with noise from a fixed seed."""
+    """−log p(x|z), KL and mean squared error of each image; fixed noise."""
     terms = []
     with training.own_randomness(seed):
         for x in _batches(model, images):
@@ -420,9 +380,9 @@ def posteriors_of(
     images: UInt8[Tensor, "n 3 32 32"],
 ) -> tuple[Float[Tensor, "n latent"], Float[Tensor, "n latent"]]:
     """Means and variances of q(z|x) for many images."""
-    found = [(q.mean.cpu(), q.var.cpu()) for q in map(model.encode, _batches(model, images))]
-    means, variances = (torch.cat(part) for part in zip(*found))
-    return means, variances
+    found = [model.encode(x) for x in _batches(model, images)]
+    means, variances = zip(*((q.mean, q.var) for q in found))
+    return torch.cat(means).cpu(), torch.cat(variances).cpu()
 
 
 @torch.no_grad()
@@ -431,8 +391,8 @@ def reconstruct(
     images: UInt8[Tensor, "n 3 32 32"],
 ) -> Float[Tensor, "n 3 32 32"]:
     """The modes of p(x|z) at the means of q(z|x)."""
-    decoded = [model.decode(model.encode(x).mode()).mode() for x in _batches(model, images)]
-    return torch.cat(decoded).cpu()
+    latents = [model.encode(x).mode() for x in _batches(model, images)]
+    return torch.cat([model.decode(z).mode() for z in latents]).cpu()
 
 
 def nearest(
@@ -460,7 +420,7 @@ def final_metrics(
     model: VAE,
     data_root: str | Path | None = None,
 ) -> dict[str, dict]:
-    """What a record says of its model: ELBO and terms, log p(x), bits, active units, neighbours.
+    """What a record says of its model: bound, log p(x), bits, active latents, neighbours.
 
     Standard errors are over images, and no error over seeds.
     """
@@ -477,21 +437,23 @@ def final_metrics(
             "note": note,
         }
 
-    metrics = {}
+    metrics, scale = {}, "on the scale of [-1, 1]"
     logvar = model.output_logvar.item()
     for split in ("valid", "test"):
         images = data.load(recipe.data, split, data_root).images
         nll, kl, error = elbo_of(model, images)
         drawn = "one sample of z an image"
-        metrics[f"{split}_elbo"] = figure(-nll - kl, split, "nats", f"{drawn}, closed-form KL")
+        metrics[f"{split}_elbo"] = figure(
+            -nll - kl, split, "nats", f"{drawn}, closed-form KL"
+        )
         metrics[f"{split}_nll"] = figure(nll, split, "nats", drawn)
         metrics[f"{split}_kl"] = figure(kl, split, "nats", "closed form")
         metrics[f"{split}_mse"] = figure(
-            error, split, "squared pixels", f"a channel, on the scale of [-1, 1], {drawn}", 1e-5
+            error, split, "squared pixels", f"a channel, {scale}, {drawn}", 1e-5
         )
-    metrics["test_elbo_bits"] = figure(
-        bits_per_dimension(-nll - kl, logvar), "test", "bits a channel", "from the ELBO", 1e-4
-    )
+    bits = bits_per_dimension(-nll - kl, logvar)
+    unit = "bits a channel"
+    metrics["test_elbo_bits"] = figure(bits, "test", unit, "from the ELBO", 1e-4)
     device = model.mean.weight.device
     with training.own_randomness(0):
         log_px = model.log_likelihood(
@@ -499,11 +461,10 @@ def final_metrics(
         )
     drawn = f"importance sampling, K = {recipe.eval_samples}"
     metrics["test_log_px"] = figure(log_px, "test", "nats", f"{drawn}, the first images")
-    metrics["test_log_px_gain"] = figure(
-        log_px - (-nll - kl)[: len(log_px)], "test", "nats", "over the ELBO of the same images"
-    )
+    gain = log_px - (-nll - kl)[: len(log_px)]
+    metrics["test_log_px_gain"] = figure(gain, "test", "nats", "over their ELBO")
     metrics["test_bits"] = figure(
-        bits_per_dimension(log_px, logvar), "test", "bits a channel", drawn, 1e-4
+        bits_per_dimension(log_px, logvar), "test", unit, drawn, 1e-4
     )
     train = data.load(recipe.data, "train", data_root).images
     means, _ = posteriors_of(model, train)
@@ -517,23 +478,24 @@ def final_metrics(
         "note": f"variance over images of the posterior mean above {ACTIVE}",
     }
     with training.own_randomness(recipe.seed):
-        pictures = {"sample": model.sample(64).cpu(), "reconstruction": reconstruct(model, images[:64])}
+        pictures = {"sample": model.sample(64).cpu()}
+    pictures["reconstruction"] = reconstruct(model, images[:64])
     for kind, some in pictures.items():
+        distances, _ = nearest(some, train)
+        note = f"root-mean-square distance to the nearest training image, {scale}"
         metrics[f"{kind}_neighbour"] = figure(
-            nearest(some, train)[0][:, 0], "train", "pixels",
-            "root-mean-square distance to the nearest training image, on the scale of [-1, 1]", 1e-3,
-        )  # fmt: skip
+            distances[:, 0], "train", "pixels", note, 1e-3
+        )
     return metrics
 
 # %% ../nbs/vae/gaussian.ipynb #47787b86
 def _spectrum(x):
-    """Mean power of images at each whole number of periods an image, up to 16, `(17,)`."""
+    """Mean power of images at 0, 1, … 16 periods an image, `(17,)`."""
     grey = x.double().mean(1)
-    power = torch.fft.fft2(grey - grey.mean((1, 2), keepdim=True), norm="ortho").abs().square().mean(0)
+    power = torch.fft.fft2(grey, norm="ortho").abs().square().mean(0)
     frequency = torch.fft.fftfreq(32, 1 / 32)
-    radius = (frequency[:, None].square() + frequency[None].square()).sqrt().round().long()
-    total = torch.zeros(24, dtype=torch.float64).index_add_(0, radius.flatten(), power.flatten())
-    return (total / radius.flatten().bincount(minlength=24))[:17]
+    radius = torch.hypot(frequency[:, None], frequency[None]).round().long().flatten()
+    return (radius.bincount(power.flatten()) / radius.bincount())[:17]
 
 
 def keep_pictures(
@@ -543,20 +505,17 @@ def keep_pictures(
     epoch: int,
     images: UInt8[Tensor, "n 3 32 32"],
 ) -> None:
-    """Samples, always of the same z, and reconstructions of the given images, originals above them."""
-    z = torch.randn(64, recipe.latent, generator=torch.Generator().manual_seed(recipe.seed))
+    """Keep samples, always of the same z, and images above their reconstructions."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    z = torch.randn(64, recipe.latent, generator=generator).to(model.mean.weight.device)
     with torch.no_grad():
-        samples = model.decode(z.to(model.mean.weight.device)).mode().cpu()
+        samples = model.decode(z).mode().cpu()
     rebuilt = reconstruct(model, images)
-    rows = [
-        row
-        for start in range(0, len(images), 16)
-        for row in (images[start : start + 16] / 255, show_pixels(rebuilt[start : start + 16]))
-    ]
-    for kind, pictures in (("samples", show_pixels(samples)), ("reconstructions", torch.cat(rows))):
-        runs.write_atomic(
-            out / "samples" / f"epoch-{epoch:03d}-{kind}.png", to_png(pictures, ncols=16)
-        )
+    rows = zip((images / 255).split(16), show_pixels(rebuilt).split(16))
+    pairs = torch.cat([torch.cat(row) for row in rows])
+    for kind, pictures in (("samples", show_pixels(samples)), ("reconstructions", pairs)):
+        name = f"epoch-{epoch:03d}-{kind}.png"
+        runs.write_atomic(out / "samples" / name, to_png(pictures, ncols=16))
 
 
 def keep_portrait(
@@ -567,12 +526,14 @@ def keep_portrait(
 ) -> None:
     """What pages show of a trained model and need images for.
 
-    `profile.csv` has a row for each latent: KL, variance over images of the posterior mean,
-    mean posterior variance, and mean and standard error of the posterior mean for each class.
-    `spectrum.csv` has the power of test images, reconstructions and samples by frequency.
-    `samples/neighbours.png` has samples, and below each the two nearest training images.
+    `profile.csv` has a row for each latent: KL, variance over images of the posterior
+    mean, mean posterior variance, and mean and standard error of the posterior mean for
+    each class. `spectrum.csv` has the power by frequency of test images, reconstructions
+    and samples. `samples/neighbours.png` has samples, and below each the two nearest
+    training images.
     """
-    train, test = (data.load(recipe.data, split, data_root) for split in ("train", "test"))
+    train = data.load(recipe.data, "train", data_root)
+    some = data.load(recipe.data, "test", data_root).images[:2000]
     means, variances = posteriors_of(model, train.images)
     divergence = 0.5 * (means.square() + variances - 1 - variances.log()).mean(0)
     profile = [
@@ -586,19 +547,20 @@ def keep_portrait(
         for i in range(recipe.latent)
     ]
     for label in range(10):
-        some = means[train.labels == label]
-        error = some.std(0) / len(some) ** 0.5
+        of_class = means[train.labels == label]
+        error = of_class.std(0) / len(of_class) ** 0.5
         for i, row in enumerate(profile):
-            row |= {f"mean_{label}": some[:, i].mean().item(), f"se_{label}": error[i].item()}
+            row[f"mean_{label}"] = of_class[:, i].mean().item()
+            row[f"se_{label}"] = error[i].item()
     runs.write_metrics(out / "profile.csv", profile)
 
-    some = test.images[:2000]
     with training.own_randomness(recipe.seed):
         samples = model.sample(2000).cpu()
-    kinds = {
-        "images": scale_pixels(some), "reconstructions": reconstruct(model, some), "samples": samples,
-    }  # fmt: skip
-    spectra = {name: _spectrum(pictures) for name, pictures in kinds.items()}
+    spectra = {
+        "images": _spectrum(scale_pixels(some)),
+        "reconstructions": _spectrum(reconstruct(model, some)),
+        "samples": _spectrum(samples),
+    }
     rows = [
         {"frequency": f, **{name: power[f].item() for name, power in spectra.items()}}
         for f in range(1, 17)
@@ -608,7 +570,8 @@ def keep_portrait(
     samples = samples[:16]
     _, indices = nearest(samples, train.images, k=2)
     rows = [show_pixels(samples), *(train.images[indices[:, k]] / 255 for k in range(2))]
-    runs.write_atomic(out / "samples" / "neighbours.png", to_png(torch.cat(rows), ncols=16))
+    picture = to_png(torch.cat(rows), ncols=16)
+    runs.write_atomic(out / "samples" / "neighbours.png", picture)
 
 # %% ../nbs/vae/gaussian.ipynb #6f4a1bee
 def train(
@@ -620,16 +583,17 @@ def train(
     resume: bool = True,
     progress: bool = True,
 ) -> runs.Run | None:
-    """Train a recipe, resuming an earlier attempt, and write its record to the folder `out`.
+    """Train a recipe, resuming an earlier attempt, and write its record to a folder.
 
     The final metrics are computed from the weights as they are stored.
 
     Returns:
-        The run, or None where Ctrl-C stopped the training; standard error says how to go on.
+        The run, or None where Ctrl-C stopped the training: standard error tells.
     """
     out = Path(out)
     images, valid, test = (
-        data.load(recipe.data, split, data_root).images for split in ("train", "valid", "test")
+        data.load(recipe.data, split, data_root).images
+        for split in ("train", "valid", "test")
     )
     model = recipe.model()
 
@@ -709,3 +673,45 @@ def sample(
     _, model = build(run)
     with training.own_randomness(seed):
         return show_pixels(model.sample(n))
+
+# %% ../nbs/vae/gaussian.ipynb #d79cbd1b
+def latent_path(
+    z_1: Float[Tensor, "*one latent"],
+    z_2: Float[Tensor, "*one latent"],
+    n: int,
+    spherical: bool = False,
+) -> Float[Tensor, "n latent"]:
+    """`n` points from `z_1` to `z_2`, both included: evenly on a line, or on an arc.
+
+    On the arc direction and length change at constant rates ({eq}`eq-spherical-path`).
+    """
+    z_1, z_2 = z_1.reshape(-1), z_2.reshape(-1)
+    if z_1.shape != z_2.shape:
+        raise ValueError(
+            f"z_1 and z_2 must be one latent each, got {len(z_1)} and {len(z_2)} numbers"
+        )
+    if n < 2:
+        raise ValueError(f"n must be at least 2, for both ends, got {n}")
+    t = torch.linspace(0, 1, n, dtype=z_1.dtype, device=z_1.device)[:, None]  # (n, 1)
+    if not spherical:
+        return (1 - t) * z_1 + t * z_2
+    r_1, r_2 = z_1.norm(), z_2.norm()
+    angle = torch.acos((z_1 @ z_2 / (r_1 * r_2)).clamp(-1, 1))
+    if math.pi - angle < 1e-3:
+        raise ValueError("z_1 and z_2 are opposite: no arc between them is the shortest")
+    if angle < 1e-3:
+        return (1 - t) * z_1 + t * z_2
+    direction = torch.sin((1 - t) * angle) * z_1 / r_1 + torch.sin(t * angle) * z_2 / r_2
+    return ((1 - t) * r_1 + t * r_2) * direction / torch.sin(angle)
+
+
+@torch.no_grad()
+def interpolate(
+    model: VAE,
+    z_1: Float[Tensor, "*one latent"],
+    z_2: Float[Tensor, "*one latent"],
+    n: int,
+    spherical: bool = False,
+) -> Float[Tensor, "n 3 32 32"]:
+    """The modes of p(x|z) at `n` points of a `latent_path`, the first of them `z_1`."""
+    return model.decode(latent_path(z_1, z_2, n, spherical)).mode()
