@@ -57,6 +57,16 @@ HEADLINES: dict[str, Headline] = {
         "VAE, 20 latents, one hidden layer of 500",
         "about −101.0",
     ),
+    "vae-svhn": Headline(
+        "test_log_px", "test log p(x), K = 200, pixels in [−1, 1]",
+        "Gaussian VAE, 32 latents, variance 1",
+        "",
+    ),
+    "vae-svhn-sigma": Headline(
+        "test_log_px", "test log p(x), K = 200, pixels in [−1, 1]",
+        "the same, variance learned",
+        "",
+    ),
 }
 
 # %% ../nbs/results/scoreboard.ipynb #2c251283

@@ -4,6 +4,7 @@ Every figure is computed again in full by `genbook evaluate --all`, which takes 
 the estimates of log p(x), thousands of decoded images for each, on the first images of the test set.
 """
 
+import csv
 import dataclasses
 import json
 import os
@@ -11,12 +12,15 @@ import os
 import pytest
 import torch
 
-from genbook import cli, data, runs, vae
+from genbook import cli, data, gaussian_vae, runs, vae
 from genbook.importance import importance_log_likelihood
 from genbook.training import own_randomness
 
 ROOT = os.path.join(os.path.dirname(__file__), "..", "runs")
 RECORDS = {run.name: run for run in runs.all_runs(ROOT) if "+" not in run.name}
+BINARY = [name for name, run in RECORDS.items() if run.recipe["family"] == "vae"]
+COLOUR = [name for name, run in RECORDS.items() if run.recipe["family"] == "gaussian-vae"]
+KINDS = {"vae": ("means", "draws"), "gaussian-vae": ("samples", "reconstructions")}  # of pictures
 FIELDS = {kind: [field.name for field in dataclasses.fields(recipe)] for kind, recipe in cli.all_recipes().values()}
 
 
@@ -65,13 +69,13 @@ def test_record_is_of_its_recipe(name):
     """A record is of the recipe that the book has under its name, and covers all of its epochs."""
     run = RECORDS[name]
     family, recipe = cli.find_recipe(name)
-    unused = {"channels"} if recipe.network == "mlp" else set()
+    unused = {"channels"} if getattr(recipe, "network", None) == "mlp" else set()
     expected = {"family": family, **json.loads(json.dumps(dataclasses.asdict(recipe)))}
     assert {key: (run.recipe[key], value) for key, value in expected.items() if run.recipe[key] != value and key not in unused} == {}
     assert run.record["epochs_done"] == recipe.epochs
     assert run.metrics["epoch"] == list(range(recipe.epochs + 1))
     for epoch in recipe.sample_epochs:
-        for kind in ("means", "draws"):
+        for kind in KINDS[family]:
             assert (run.path / "samples" / f"epoch-{epoch:03d}-{kind}.png").is_file()
 
 
@@ -117,7 +121,7 @@ def test_two_and_twenty_latents(name, elbo):
 
 def test_figures_are_in_order():
     """What must hold of any VAE: more samples, tighter; log p(x) above the bound. A plain VAE above -85 would be a leak."""
-    for run in RECORDS.values():
+    for run in map(record, BINARY):
         assert run.figure("test_log_px") > run.figure("test_elbo")
         if run.recipe["objective"] == "elbo":
             assert run.figure("test_log_px") < -85
@@ -129,13 +133,14 @@ def test_figures_are_in_order():
 def test_curve_ends_at_the_figure(name):
     """The last row of the curve and the final figure differ by the noise of one sample of z and half precision."""
     run = RECORDS[name]
-    assert abs(run.metrics["valid_elbo"][-1] - run.figure("valid_elbo")) < 0.25
+    within = 2 if name == "vae-svhn-sigma" else 0.25  # a larger bound, of narrower densities
+    assert abs(run.metrics["valid_elbo"][-1] - run.figure("valid_elbo")) < within
 
 
 # From the weights
 
 
-@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("name", BINARY)
 def test_bounds_are_those_of_the_weights(name, images):
     run = RECORDS[name]
     _, model = vae.build(run)
@@ -147,7 +152,7 @@ def test_bounds_are_those_of_the_weights(name, images):
             assert metric["n"] == len(values) and abs(values.std().item() / len(values) ** 0.5 - metric["se"]) < 0.01
 
 
-@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("name", BINARY)
 def test_log_likelihood_is_that_of_the_weights(name, images):
     """The first images of the test set: their mean gap between log p(x) and the bound is the record's, within five standard errors.
 
@@ -167,3 +172,75 @@ def test_log_likelihood_is_that_of_the_weights(name, images):
     gap = log_px - elbo[: len(some)]
     expected = run.figure("test_log_px") - run.figure("test_elbo")
     assert abs(gap.mean().item() - expected) < 5 * gap.std().item() / len(some) ** 0.5
+
+
+# Colour images
+
+
+def test_a_learned_variance_is_worth_thousands_of_nats():
+    unit, learned = record("vae-svhn"), record("vae-svhn-sigma")
+    floor = 3072 / 2 * gaussian_vae.LOG_2PI
+    assert max(unit.metrics["valid_elbo"]) < -floor and -2885 < unit.figure("valid_elbo")
+    assert learned.figure("valid_elbo") > unit.figure("valid_elbo") + 5000
+    assert unit.figure("test_bits") > 8.3 and learned.figure("test_bits") < 6
+    assert learned.figure("test_mse") < 0.6 * unit.figure("test_mse")
+
+
+@pytest.mark.parametrize("name", COLOUR)
+def test_figures_of_colour_images_are_in_order(name):
+    run = RECORDS[name]
+    for split in ("valid", "test"):
+        assert run.figure(f"{split}_elbo") == pytest.approx(-run.figure(f"{split}_nll") - run.figure(f"{split}_kl"), abs=0.01)
+    assert run.figure("test_gain") > 0
+    assert run.figure("test_log_px") == pytest.approx(run.figure("test_elbo") + run.figure("test_gain"), abs=1e-6)
+    assert run.figure("test_bits") < run.figure("test_elbo_bits")
+    assert 0 < run.figure("active_units") <= run.recipe["latent"]
+
+
+@pytest.mark.parametrize("name", COLOUR)
+def test_portrait_is_whole(name):
+    """What the chapter shows of the data, which it does not have."""
+    with open(RECORDS[name].path / "profile.csv", newline="") as file:
+        profile = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    with open(RECORDS[name].path / "spectrum.csv", newline="") as file:
+        spectrum = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    assert [row["latent"] for row in profile] == list(range(RECORDS[name].recipe["latent"]))
+    active = sum(row["variance_of_mean"] > gaussian_vae.ACTIVE for row in profile)
+    assert active == RECORDS[name].figure("active_units")
+    assert all(abs(row["mean"]) < max(abs(row[f"mean_{label}"]) for label in range(10)) + 1e-6 for row in profile)
+    assert [row["frequency"] for row in spectrum] == list(range(1, 17))
+    assert all(row["reconstructions"] < row["images"] for row in spectrum if row["frequency"] >= 4)  # blur
+    assert (RECORDS[name].path / "samples" / "neighbours.png").is_file()
+
+
+@pytest.mark.parametrize("name", COLOUR)
+def test_bounds_of_colour_images_are_those_of_the_weights(name, images):
+    run = RECORDS[name]
+    _, model = gaussian_vae.build(run)
+    for split in ("valid", "test"):
+        nll, kl, error = gaussian_vae.elbo_of(model, images(run, split))
+        figures = {"elbo": -nll - kl, "nll": nll, "kl": kl, "mse": error}
+        for figure, values in figures.items():
+            metric = run.record["metrics"][f"{split}_{figure}"]
+            assert abs(values.mean().item() - metric["value"]) <= metric["tolerance"], figure
+            assert metric["n"] == len(values)
+
+
+@pytest.mark.parametrize("name", COLOUR)
+def test_log_likelihood_of_colour_images_is_that_of_the_weights(name, images):
+    """The first images of the test set: their mean gain over the bound is the record's, within five standard errors."""
+    run = RECORDS[name]
+    recipe, model = gaussian_vae.build(run)
+    some = images(run, "test")[:250]  # the first batch of the bound: the same noise
+    nll, kl, _ = gaussian_vae.elbo_of(model, some)
+    with own_randomness(0):
+        gain = model.log_likelihood(gaussian_vae.scale_pixels(some[:100]), recipe.eval_samples) + (nll + kl)[:100]
+    assert abs(gain.mean().item() - run.figure("test_gain")) < 5 * gain.std().item() / len(gain) ** 0.5
+
+
+@pytest.mark.parametrize("name", COLOUR)
+def test_active_latents_are_those_of_the_weights(name, images):
+    run = RECORDS[name]
+    _, model = gaussian_vae.build(run)
+    means, _ = gaussian_vae.posteriors_of(model, images(run, "test"))
+    assert (means.var(0) > gaussian_vae.ACTIVE).sum() == run.figure("active_units")
