@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'OPTIMIZERS', 'PRECISIONS', 'CHECK_EVERY', 'epoch_order', 'constant', 'cosine', 'one_cycle',
            'random_states', 'set_random_states', 'seed_everything', 'own_randomness', 'stop_on_interrupt',
-           'save_checkpoint', 'load_checkpoint', 'check_fingerprint', 'Objective', 'FitResult', 'make_accelerator',
-           'fit', 'keep_run']
+           'save_checkpoint', 'load_checkpoint', 'check_fingerprint', 'Objective', 'Player', 'FitResult',
+           'make_accelerator', 'fit', 'keep_run']
 
 # %% ../nbs/foundations/training.ipynb #adf36938
 import dataclasses
@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -245,6 +245,66 @@ class Objective(nn.Module):
         return self.objective(self.model, batch)
 
 
+@dataclass(frozen=True)
+class Player:
+    """A part of a model that has an objective of its own, as in a game against another part."""
+
+    part: str  # the name of the submodule whose weights it moves; "" for the whole model
+    objective: Callable  # (model, batch) -> (loss, metrics): scalars, means over the batch
+    every: int = 1  # batches between its moves
+
+
+class _Mover:
+    """What `fit` holds of a player: its weights, its optimiser, and what it reported."""
+
+    def __init__(self, player: Player, model: nn.Module, make: Callable, steps: int):
+        self.every, self.steps = player.every, steps
+        part = model.get_submodule(player.part)
+        self.weights = [p for p in part.parameters() if p.requires_grad]
+        self.descent = make(self.weights)
+        self.base_lrs = [group["lr"] for group in self.descent.param_groups]
+        self.compute: nn.Module = Objective(model, player.objective)
+        self.prefix = f"{player.part}_" if player.part else ""
+        self.names: list[str] = []  # what the objective reports, the loss first
+        self.trace = torch.zeros(steps, 0)  # this epoch's values: a row a step
+
+    def hold(self, free: bool) -> None:
+        """Let gradients reach the weights, or not."""
+        for weight in self.weights:
+            weight.requires_grad_(free)
+
+    def moves_at(self, step: int) -> bool:
+        """Whether it moves in a step, counted from 1."""
+        return step % self.every == 0
+
+    def keep(self, i: int, loss: Tensor, metrics: Mapping[str, Tensor]) -> None:
+        """Note what was reported in row i of the epoch."""
+        if not self.names:
+            self.names = [f"{self.prefix}loss", *metrics]
+            self.trace = torch.full(
+                (self.steps, len(self.names)), math.nan, device=loss.device
+            )
+        self.trace[i] = torch.stack([loss, *metrics.values()]).detach()
+
+    def reported(self, rows: slice, before: int) -> list[tuple[int, list[float]]]:
+        """The steps of some rows in which it moved, and what it reported there."""
+        values = self.trace[rows].tolist()
+        return [(n, row) for n, row in enumerate(values, before + 1) if self.moves_at(n)]
+
+    def state(self) -> dict:
+        """What a checkpoint keeps."""
+        return {
+            "optimizer": self.descent.state_dict(),
+            "names": self.names,
+            "trace": self.trace,
+        }
+
+    def load(self, state: dict, device: torch.device) -> None:
+        """Go on from what a checkpoint kept."""
+        self.descent.load_state_dict(state["optimizer"])
+        self.names, self.trace = state["names"], state["trace"].to(device)
+
+
 @dataclass
 class FitResult:
     """What `fit` hands back."""
@@ -274,6 +334,25 @@ def _told(optimizer: "str | Callable") -> str:
     return re.sub(
         r" at 0x[0-9a-f]+", "", getattr(optimizer, "__qualname__", None) or str(optimizer)
     )
+
+
+def _check_players(
+    players: "Sequence[Player]",
+    model: nn.Module,
+) -> None:
+    if not players or not all(isinstance(player, Player) for player in players):
+        raise ValueError("objective must be a function or a sequence of Players")
+    moved: set[nn.Parameter] = set()
+    for player in players:
+        try:
+            weights = set(model.get_submodule(player.part).parameters())
+        except AttributeError:
+            raise _nearest("part", player.part, dict(model.named_children())) from None
+        if moved & weights:
+            raise ValueError(f"part {player.part!r} shares weights with another player's part")
+        moved |= weights
+        if player.every < 1:
+            raise ValueError(f"every is {player.every}; it must be at least 1")
 
 
 def _check_arguments(
@@ -363,7 +442,7 @@ CHECK_EVERY = (
 
 def fit(
     model: nn.Module,  # trained in place
-    objective: Callable,  # (model, batch) -> (loss, metrics): scalars, means over the batch
+    objective: "Callable | Sequence[Player]",  # (model, batch) -> (loss, metrics), or players
     data: "Tensor | tuple[Tensor, ...]",  # (N, ...), or several, such as images and labels
     *,
     epochs: int,  # passes over the data
@@ -380,6 +459,7 @@ def fit(
     evaluate: Callable | None = None,  # (model, epoch) -> dict: columns of the history
     on_epoch: Callable
     | None = None,  # (model, epoch), main process only: pictures and so on
+    on_step: "tuple[Collection[int], Callable] | None" = None,  # steps, and (model, step)
     checkpoint: "str | Path | None" = None,  # the file that makes the run resumable
     checkpoint_seconds: float | None = None,  # also write it within an epoch when this old
     resume: bool = True,  # go on from the checkpoint where there is one
@@ -391,8 +471,12 @@ def fit(
 ) -> FitResult:
     """Train a model by stochastic gradient descent: one loop for every model of the book.
 
+    An objective returns a loss and a dict of metrics, scalars, means over the batch. With
+    several players each has its own, and moves its part of the model alone, in the order
+    given; a step is a batch, and the average of the weights follows the last player.
+
     The history has a row for each epoch, and one for epoch 0 where `evaluate` is given.
-    `evaluate` and `on_epoch` get the averaged weights where `ema` is set, in evaluation mode,
+    `evaluate`, `on_epoch` and `on_step` get the averaged weights where `ema` is set, in evaluation mode,
     without gradients and with random numbers of their own, so that looking at a run does not
     change it. Interrupted or killed, and started again with the same `checkpoint`, a run ends
     with the weights it would have had undisturbed, bit for bit on the same machine.
@@ -407,6 +491,8 @@ def fit(
         tensors, epochs, batch_size, lr, optimizer, weight_decay, schedule, ema, seed,
         precision, device, clip, checkpoint_seconds,
     )  # fmt: skip
+    players = [Player("", objective)] if callable(objective) else list(objective)
+    _check_players(players, model)
     accelerator = make_accelerator(device, precision)
     processes, rank, main = (
         accelerator.num_processes,
@@ -430,6 +516,7 @@ def fit(
         "channels_last": channels_last, "clip": clip, "processes": processes,
         "data": [[str(tensor.dtype), *tensor.shape] for tensor in tensors],
         "model": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
+        "players": [[player.part, player.every] for player in players],
         **{f"fingerprint.{key}": value for key, value in (fingerprint or {}).items()},
     }  # fmt: skip
     settings = json.loads(json.dumps(settings, default=str))
@@ -441,38 +528,38 @@ def fit(
         memory_format=torch.channels_last if channels_last else torch.preserve_format,
     )
     make = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
-    descent = make(model.parameters(), lr=lr, weight_decay=weight_decay)
-    base_lrs = [group["lr"] for group in descent.param_groups]
+    make = partial(make, lr=lr, weight_decay=weight_decay)
+    movers = [_Mover(player, model, make, steps) for player in players]
     averaged = (
         AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema))
         if ema is not None
         else None
     )
     shown = averaged.module if averaged is not None else model  # what evaluation sees
-    compute = accelerator.prepare_model(Objective(model, objective))
+
+    def let_move(mover: _Mover) -> None:
+        """Hold the weights of all others still."""
+        if len(movers) > 1:
+            for other in movers:
+                other.hold(other is mover)
+
+    for mover in movers:  # each is parallel in its own weights
+        let_move(mover)
+        mover.compute = accelerator.prepare_model(mover.compute)
 
     # Begin at the checkpoint where there is one, else at step 0.
     step, seconds = 0, 0.0
     history: list[dict] = []
-    names: list[str] = []  # what the objective reports, the loss first
-    trace = torch.zeros(
-        steps, 0
-    )  # this epoch's values of it: a row a step, a column a name
     seed_everything(seed + rank)  # each process draws noise of its own
     state = load_checkpoint(checkpoint) if checkpoint is not None and resume else None
     if state is not None:
         check_fingerprint(checkpoint, state["fingerprint"], settings)
         model.load_state_dict(state["model"])
-        descent.load_state_dict(state["optimizer"])
+        for mover, kept_state in zip(movers, state["movers"], strict=True):
+            mover.load(kept_state, device)
         if averaged is not None:
             averaged.load_state_dict(state["averaged"])
-        step, seconds, history, names = (
-            state["step"],
-            state["seconds"],
-            state["history"],
-            state["names"],
-        )
-        trace = state["trace"].to(device)
+        step, seconds, history = state["step"], state["seconds"], state["history"]
         set_random_states(state["random"][rank])
     accelerator.wait_for_everyone()
     if state is None and checkpoint is not None and main:
@@ -497,14 +584,14 @@ def fit(
             return
         states = gather_object([random_states()])
         if main:
-            parts = {"model": model, "optimizer": descent}
+            parts = {"model": model}
             parts |= {"averaged": averaged} if averaged is not None else {}
             save_checkpoint(
                 checkpoint,
                 {
                     "fingerprint": settings, "step": step, "seconds": seconds,
-                    "history": history, "names": names,
-                    "trace": trace, "random": states,
+                    "history": history, "random": states,
+                    "movers": [mover.state() for mover in movers],
                     **{name: part.state_dict() for name, part in parts.items()},
                 },
             )  # fmt: skip
@@ -514,12 +601,14 @@ def fit(
         row = {
             "epoch": epoch,
             "step": step,
-            "lr": descent.param_groups[0]["lr"],
+            "lr": movers[0].descent.param_groups[0]["lr"],
             "seconds": seconds,
         }
-        if epoch > 0:
-            means = accelerator.reduce(trace.double().mean(0), "mean").tolist()
-            row |= {f"train_{name}": mean for name, mean in zip(names, means, strict=True)}
+        for mover in movers if epoch > 0 else []:
+            means = accelerator.reduce(mover.trace.double().nanmean(0), "mean").tolist()
+            told = zip(mover.names, means, strict=True)
+            row |= {f"train_{name}": mean for name, mean in told if not math.isnan(mean)}
+            mover.trace.fill_(math.nan)
         shown.eval()
         with torch.no_grad(), own_randomness(seed * 1_000_003 + epoch):
             if evaluate is not None:
@@ -539,6 +628,15 @@ def fit(
                     if key not in ("epoch", "step")
                 )
                 tqdm.write(f"epoch {epoch}/{epochs}  {told}", file=sys.stderr)
+
+    def stop_and_look(step: int) -> None:
+        """Call what was asked for after this step."""
+        shown.eval()
+        with torch.no_grad(), own_randomness(seed * 1_000_003 + step):
+            on_step[1](shown, step)
+        model.train()
+
+    looked_at = set(on_step[0]) if on_step is not None and main else set()
 
     def agree(*flags: bool) -> tuple[bool, ...]:
         """True where any process says so."""
@@ -564,48 +662,58 @@ def fit(
     with bar, stop_on_interrupt() as interrupted:
         if state is None:
             look(0)
+            if 0 in looked_at:
+                stop_and_look(0)
         saved, began = time.monotonic(), time.perf_counter()
         while step < total and not stop:
             epoch, first = step // steps + 1, step % steps
             order = epoch_order(n, seed, epoch).to(device)
             checked = first
             for i in range(first, steps):
-                for group, base in zip(descent.param_groups, base_lrs, strict=True):
-                    group["lr"] = base * SCHEDULES[schedule](step / total)
-
-                loss, metrics = compute(share_of_batch(order, i))
-                descent.zero_grad()
-                loss.backward()
-                if clip is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), clip)
-                descent.step()
-                if averaged is not None:
-                    averaged.update_parameters(model)
+                factor = SCHEDULES[schedule](step / total)
+                batch = share_of_batch(order, i)
                 step += 1
-
-                if trace.shape[1] == 0:
-                    names = ["loss", *metrics]
-                    trace = torch.zeros(steps, len(names), device=device)
-                trace[i] = torch.stack([loss, *metrics.values()]).detach()
+                for mover in movers:
+                    if not mover.moves_at(step):
+                        continue
+                    let_move(mover)
+                    descent = mover.descent
+                    for group, base in zip(descent.param_groups, mover.base_lrs, strict=True):
+                        group["lr"] = base * factor
+                    loss, metrics = mover.compute(batch)
+                    descent.zero_grad()
+                    loss.backward()
+                    if clip is not None:
+                        nn.utils.clip_grad_norm_(mover.weights, clip)
+                    descent.step()
+                    mover.keep(i, loss, metrics)
+                if averaged is not None and movers[-1].moves_at(step):
+                    averaged.update_parameters(model)
 
                 # A look at the values makes the processor wait for a GPU: not each step.
-                if not (device.type == "cpu" or step % CHECK_EVERY == 0 or i + 1 == steps):
+                due = device.type == "cpu" or step % CHECK_EVERY == 0 or i + 1 == steps
+                if not (due or step in looked_at):
                     continue
-                values = trace[checked : i + 1].tolist()
-                for at, (value, *_) in enumerate(values, start=step - len(values)):
-                    if not math.isfinite(value):
-                        rate = base_lrs[0] * SCHEDULES[schedule](at / total)
-                        raise FloatingPointError(
-                            f"the loss is {value} at step {at + 1}, "
-                            f"learning rate {rate:.3g}; {kept}"
-                        )
-                checked = i + 1
+                latest = {}
+                for mover in movers:
+                    rows = slice(checked, i + 1)
+                    for at, values in mover.reported(rows, step - (i + 1 - checked)):
+                        if not math.isfinite(values[0]):
+                            rate = mover.base_lrs[0] * SCHEDULES[schedule]((at - 1) / total)
+                            raise FloatingPointError(
+                                f"the {mover.names[0]} is {values[0]} at step {at}, "
+                                f"learning rate {rate:.3g}; {kept}"
+                            )
+                        latest |= zip(mover.names, values, strict=True)
                 if not bar.disable:
-                    told = {
-                        name: f"{x:.4g}" for name, x in zip(names, values[-1], strict=True)
-                    }
+                    told = {name: f"{value:.4g}" for name, value in latest.items()}
                     bar.set_postfix(told, refresh=False)
-                    bar.update(len(values))
+                    bar.update(i + 1 - checked)
+                checked = i + 1
+                if step in looked_at:
+                    seconds += time.perf_counter() - began
+                    stop_and_look(step)
+                    began = time.perf_counter()
 
                 due = False
                 if processes == 1 or step % CHECK_EVERY == 0:
@@ -622,6 +730,8 @@ def fit(
                 save()
                 saved, began = time.monotonic(), time.perf_counter()
 
+    for mover in movers:
+        mover.hold(True)
     if averaged is not None:
         model.load_state_dict(shown.state_dict())
     model.eval()

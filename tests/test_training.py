@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from genbook import training
-from genbook.training import SCHEDULES, fit
+from genbook.training import SCHEDULES, Player, fit
 
 
 def toy(n=64, features=12):
@@ -153,6 +153,75 @@ def test_interrupted_and_resumed_is_the_undisturbed_run(tmp_path, step):
     assert without_seconds(whole.history) == without_seconds(rest.history)
     assert rest.seconds >= part.seconds > 0  # the parts add up
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # put back
+
+
+def pair():
+    torch.manual_seed(2)
+    return nn.ModuleDict({"left": network(), "right": nn.Linear(12, 12)})
+
+
+def pair_players(stop_at=0):
+    """Two players with noise in what they want; the second moves on every third batch."""
+    left = lambda model, batch: noisy(model["left"], batch)
+
+    def right(model, batch):
+        x = model["left"](batch.float() / 255)
+        loss = (model["right"](x) - torch.rand_like(x)).square().mean()
+        return loss, {"spread": x.std()}
+
+    return [Player("left", interrupted_at(stop_at, left)), Player("right", right, every=3)]
+
+
+@pytest.mark.parametrize("step", [2, 3, 8, 10])
+def test_interrupted_game_is_resumed(tmp_path, step):
+    settings = dict(epochs=3, ema=0.9, **SETTINGS)
+    whole = fit(pair(), pair_players(), toy(), **settings)
+    part = fit(pair(), pair_players(step), toy(), checkpoint=tmp_path / "c.pt", **settings)
+    assert part.step == step and not part.completed
+    rest = fit(pair(), pair_players(), toy(), checkpoint=tmp_path / "c.pt", **settings)
+    assert rest.completed and same(whole.model, rest.model)
+    assert without_seconds(whole.history) == without_seconds(rest.history)
+    assert {"train_left_loss", "train_half", "train_right_loss", "train_spread"} <= set(whole.history[0])
+
+
+def test_a_player_moves_its_part_alone():
+    model, start = pair(), pair()
+    fit(model, pair_players()[1:], toy(), epochs=1, weight_decay=0.1, **SETTINGS)
+    assert all(map(torch.equal, model["left"].parameters(), start["left"].parameters()))
+    assert not any(map(torch.equal, model["right"].parameters(), start["right"].parameters()))
+    once, whole = pair(), pair()
+    result = fit(once, [Player("", lambda model, batch: noisy(model["left"], batch))], toy(), epochs=1, **SETTINGS)
+    assert same(once, fit(whole, lambda model, batch: noisy(model["left"], batch), toy(), epochs=1, **SETTINGS).model)
+    assert "train_loss" in result.history[0]  # a player of the whole model is no player
+
+
+def test_on_step_sees_the_average_and_changes_nothing():
+    seen = []
+
+    def look(model, step):
+        assert not model.training and not torch.is_grad_enabled()
+        seen.append((step, torch.rand(1).item()))
+
+    plainly = fit(network(), noisy, toy(), epochs=2, ema=0.9, **SETTINGS)
+    watched = fit(network(), noisy, toy(), epochs=2, ema=0.9, on_step=([0, 3, 8, 16], look), **SETTINGS)
+    assert same(plainly.model, watched.model) and [step for step, _ in seen] == [0, 3, 8, 16]
+    assert len({value for _, value in seen}) == 4
+
+
+@pytest.mark.parametrize(
+    "players, told",
+    [
+        ([], "sequence of Players"),
+        ([plain], "sequence of Players"),
+        ([Player("lefd", plain)], "'left'"),
+        ([Player("left", plain), Player("", plain)], "shares weights"),
+        ([Player("left", plain, every=0)], "every is 0"),
+    ],
+)
+def test_bad_players_are_named(players, told):
+    with pytest.raises(ValueError) as error:
+        fit(pair(), players, toy(), epochs=1, **SETTINGS)
+    assert told in str(error.value)
 
 
 def test_second_interrupt_interrupts():
