@@ -28,7 +28,11 @@ from rich.table import Table
 from . import __version__
 
 # %% ../nbs/appendix/command-line.ipynb #0859b47b
-FAMILIES = {"vae": "genbook.vae", "gaussian-vae": "genbook.gaussian_vae"}  # name -> module
+FAMILIES = {  # name -> module
+    "vae": "genbook.vae",
+    "gaussian-vae": "genbook.gaussian_vae",
+    "wgan": "genbook.wgan",
+}
 
 
 def family(
