@@ -31,6 +31,7 @@ from . import __version__
 FAMILIES = {  # name -> module
     "vae": "genbook.vae",
     "gaussian-vae": "genbook.gaussian_vae",
+    "critics": "genbook.critics",
     "wgan": "genbook.wgan",
 }
 
