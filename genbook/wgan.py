@@ -53,6 +53,8 @@ class _Halve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
+        if not ctx.needs_input_grad[0]:  # the first layer's images
+            return None, None
         (filters,) = ctx.saved_tensors
         return _Double.apply(g, filters), None
 
@@ -189,7 +191,9 @@ class Critic(nn.Module):
         if x.ndim != 4 or x.shape[1:] != (3, 32, 32):
             raise ValueError(f"x must be of shape (B, 3, 32, 32), got {tuple(x.shape)}")
         h = self.body(x)  # (B, 4·width, 4, 4): the last filter covers all of it
-        return F.linear(h.flatten(1), self.last.weight.flatten(1), self.last.bias)[:, 0]
+        # Flat in the order of memory that fast convolutions leave behind.
+        flat, filters = (t.permute(0, 2, 3, 1).flatten(1) for t in (h, self.last.weight))
+        return F.linear(flat, filters, self.last.bias)[:, 0]
 
 
 class Generator(nn.Module):
