@@ -50,7 +50,7 @@ def _scores(critic: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _finite(value: Tensor, **named: Tensor) -> Tensor:
-    """The value, or what is wrong: only the result is looked at unless it is not finite."""
+    """The value, if finite; else what is wrong. Only then more than it is looked at."""
     if torch.compiler.is_compiling() or (
         value.is_cuda and torch.cuda.is_current_stream_capturing()
     ):
@@ -73,7 +73,8 @@ def vf_squared_hellinger(
     """Variational objective of the squared Hellinger distance, to be maximised.
 
     The critic's score v is raw; g = 1 − exp(−v) makes it a member of the domain, and the
-    value E_P[g] − E_Q[g/(1 − g)] is at most ∫(√p − √q)², which lies in [0, 2].
+    value E_P[g] − E_Q[g/(1 − g)] is at most ∫(√p − √q)², which lies in [0, 2]
+    ({eq}`eq-hellinger-objective`).
 
     Args:
         x: samples of P.
@@ -101,6 +102,8 @@ def vf_wasserstein_distance(
 ) -> Float[Tensor, ""]:
     """E_P f − E_Q f: the Wasserstein-1 distance at the best critic of slope at most 1.
 
+    Nothing here bounds the slope: that is left to `lp_reg` ({eq}`eq-kantorovich-rubinstein`).
+
     Args:
         x: samples of P.
         y: samples of Q, as many or not.
@@ -115,7 +118,8 @@ def vf_wasserstein_distance(
     """
     _check_samples(x, y)
     f_x, f_y = _scores(critic, x), _scores(critic, y)
-    return _finite(f_x.mean() - f_y.mean(), x=x, y=y, **{"critic(x)": f_x, "critic(y)": f_y})
+    value = f_x.mean() - f_y.mean()
+    return _finite(value, x=x, y=y, **{"critic(x)": f_x, "critic(y)": f_y})
 
 # %% ../nbs/gan/critics.ipynb #228b5229
 def _slopes(
@@ -128,7 +132,11 @@ def _slopes(
         gradient = None
         if score.requires_grad:
             (gradient,) = torch.autograd.grad(
-                score, x, torch.ones_like(score), create_graph=create_graph, allow_unused=True
+                score,
+                x,
+                torch.ones_like(score),
+                create_graph=create_graph,
+                allow_unused=True,
             )
         if gradient is None:
             raise ValueError("critic must be differentiable in its input; it ignores it")
@@ -148,9 +156,9 @@ def lp_reg(
     """Lipschitz penalty: how far the critic's slope exceeds 1 between the samples.
 
     The mean over the batch of max(0, ‖∇f(x̂)‖₂ − 1)², at x̂ = t x + (1 − t) y with one
-    t ~ U[0, 1] for each sample; the norm is over all features of a sample. Differentiable
-    in the critic's weights, not in x and y. A layer that mixes samples, such as BatchNorm,
-    has no slope of one sample: a critic does without.
+    t ~ U[0, 1] for each sample; the norm is over all features ({eq}`eq-lipschitz-penalty`).
+    Differentiable in the critic's weights, not in x and y. Where a layer mixes samples, as
+    BatchNorm does, no sample has a slope of its own: a critic does without.
 
     Args:
         x: samples of P; they need not require gradients.
@@ -204,7 +212,8 @@ def distribution1(
 
     def batches():
         while True:
-            yield torch.stack([torch.full((batch_size,), float(x)), torch.rand(batch_size)], 1)
+            across = torch.full((batch_size,), float(x))
+            yield torch.stack([across, torch.rand(batch_size)], 1)
 
     return batches()
 
@@ -218,17 +227,17 @@ OPTIMIZERS = {
 
 @dataclass(frozen=True)
 class CriticRecipe:
-    """Everything that determines a run on the two lines: a critic for each θ and objective."""
+    """What determines a run on the two lines: a critic for each θ and objective."""
 
     name: str
     objectives: tuple[str, ...] = OBJECTIVES  # what each θ is estimated by
-    thetas: tuple[float, ...] = tuple(i / 10 for i in range(21))  # where Q stands; P is at 0
+    thetas: tuple[float, ...] = tuple(i / 10 for i in range(21))  # places of Q; P is at 0
     data: str = "two-lines"  # drawn afresh each step
     hidden: int = 256  # units of each of three hidden layers
     optimizer: str = "adam"  # or sgd, which the assignment suggests
     lr: float = 1e-3  # at the first step
     decay: bool = True  # the rate falls to 0 along half a cosine
-    steps: int = 400  # of each critic
+    steps: int = 300  # of each critic
     batch_size: int = 512  # points of P, and as many of Q
     penalty: float = 50.0  # λ of the Lipschitz penalty
     log_every: int = 20  # steps between two points of the curves
@@ -240,7 +249,9 @@ class CriticRecipe:
     def __post_init__(self):
         for objective in self.objectives:
             if objective not in OBJECTIVES:
-                raise ValueError(f"objectives must be among {OBJECTIVES}, got {objective!r}")
+                raise ValueError(
+                    f"objectives must be among {OBJECTIVES}, got {objective!r}"
+                )
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(
                 f"optimizer must be one of {tuple(OPTIMIZERS)}, got {self.optimizer!r}"
@@ -249,10 +260,12 @@ class CriticRecipe:
             raise ValueError(f"precision must be 'fp32' here, got {self.precision!r}")
         if self.data != "two-lines":
             raise ValueError(f"data must be 'two-lines', got {self.data!r}")
-        counts = ("steps", "batch_size", "hidden", "log_every", "log_samples", "eval_samples")
-        for field in counts:
-            if getattr(self, field) < (2 if field.endswith("samples") else 1):
-                raise ValueError(f"{field} is too small: {getattr(self, field)}")
+        for field in ("steps", "batch_size", "hidden", "log_every"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        for field in ("log_samples", "eval_samples"):  # a standard error needs two
+            if getattr(self, field) < 2:
+                raise ValueError(f"{field} must be at least 2, got {getattr(self, field)}")
         if not self.thetas or not self.objectives:
             raise ValueError("thetas and objectives must name at least one each")
 
@@ -299,7 +312,7 @@ def critic_loss(
     critic: nn.Module,
     penalty: float = 50.0,
 ) -> Float[Tensor, ""]:
-    """What a critic minimises: the objective with its sign changed, and λ times the penalty.
+    """What a critic minimises: minus the objective, plus λ times the penalty.
 
     Only the Wasserstein distance has a penalty ({eq}`eq-critic-loss`).
     """
@@ -317,9 +330,9 @@ def estimates(
 ) -> dict[str, float]:
     """A trained critic's estimates from fresh points, with standard errors.
 
-    For the squared Hellinger distance, `hellinger`. For the Wasserstein distance, `raw`, the
-    value E_P f − E_Q f; `penalty`, R of {eq}`eq-lipschitz-penalty`; `w1`, the value less
-    2λR ({eq}`eq-soft-penalty`); and `steepest`, the largest slope met.
+    For the squared Hellinger distance, `hellinger`. For the Wasserstein distance, `raw`,
+    the value E_P f − E_Q f; `penalty`, R of {eq}`eq-lipschitz-penalty`; `w1`, the value
+    less 2λR ({eq}`eq-soft-penalty`); and `steepest`, the largest slope met.
     """
     device = next(critic.parameters()).device
     x = next(distribution1(0.0, samples)).to(device)
@@ -368,7 +381,7 @@ def train_critic(
         curve = []
 
         def log(step):
-            with training.own_randomness(recipe.seed + 1):  # the same fresh points each time
+            with training.own_randomness(recipe.seed + 1):  # each time the same new points
                 found = estimates(
                     objective, theta, critic, recipe.log_samples, recipe.penalty
                 )
@@ -393,12 +406,12 @@ def final_metrics(
     recipe: CriticRecipe,
     critics: dict[tuple[str, float], nn.Module],
 ) -> tuple[dict[str, dict], list[dict]]:
-    """What a record says of its critics: the figures of `run.json`, and a row for each θ."""
+    """What a record says of its critics: its figures, and a row for each θ."""
     rows = []
     for theta in recipe.thetas:
         row = {"theta": theta}
         for objective in recipe.objectives:
-            with training.own_randomness(recipe.seed + 2):  # points that no critic has seen
+            with training.own_randomness(recipe.seed + 2):  # points no critic has seen
                 row |= estimates(
                     objective, theta, critics[objective, theta],
                     recipe.eval_samples, recipe.penalty,
@@ -496,9 +509,9 @@ def train(
 ) -> runs.Run:
     """Train the critics of a recipe and write its record to a folder.
 
-    An interrupted run goes on with the first critic that was not finished. There is no data
-    set, so that `data_root` is not looked at. The final figures are computed from the weights
-    as they are stored; `estimates.csv` has them for each θ.
+    An interrupted run goes on with the first critic that was not finished. There is no
+    data set, and `data_root` is not looked at. The final figures are computed from the
+    weights as they are stored; `estimates.csv` has them for each θ.
     """
     out, device = Path(out), device or "cpu"
     checkpoint, settings = out / "checkpoint.pt", dataclasses.asdict(recipe)
@@ -507,7 +520,8 @@ def train(
     if state is None:
         state = {"fingerprint": settings, "weights": {}, "curves": {}, "seconds": 0.0}
     training.check_fingerprint(checkpoint, state["fingerprint"], settings)
-    jobs = [(theta, objective) for theta in recipe.thetas for objective in recipe.objectives]
+    runs.version_info()  # of the code that trains, whatever is edited meanwhile
+    jobs = [(theta, kind) for theta in recipe.thetas for kind in recipe.objectives]
     bar = tqdm(jobs, desc=recipe.name, unit="critic", disable=not progress)
     for theta, objective in bar:
         key = f"{objective}_{theta:g}"
@@ -522,9 +536,8 @@ def train(
         training.save_checkpoint(checkpoint, state)
 
     steps = [step for step, _ in next(iter(state["curves"].values()))]
-    columns = {key: [value for _, value in curve] for key, curve in state["curves"].items()}
     rows = [
-        {"iteration": step, **{key: column[i] for key, column in columns.items()}}
+        {"iteration": step, **{key: curve[i][1] for key, curve in state["curves"].items()}}
         for i, step in enumerate(steps)
     ]
     runs.write_metrics(out / "metrics.csv", rows)
