@@ -32,6 +32,7 @@ FAMILIES = {  # name -> module
     "vae": "genbook.vae",
     "gaussian-vae": "genbook.gaussian_vae",
     "critics": "genbook.critics",
+    "gan": "genbook.gan",
     "wgan": "genbook.wgan",
 }
 
