@@ -12,7 +12,7 @@ import os
 import pytest
 import torch
 
-from genbook import cli, data, gaussian_vae, runs, vae
+from genbook import cli, critics, data, gaussian_vae, runs, vae
 from genbook.importance import importance_log_likelihood
 from genbook.training import own_randomness
 
@@ -20,6 +20,7 @@ ROOT = os.path.join(os.path.dirname(__file__), "..", "runs")
 RECORDS = {run.name: run for run in runs.all_runs(ROOT) if "+" not in run.name}
 BINARY = [name for name, run in RECORDS.items() if run.recipe["family"] == "vae"]
 COLOUR = [name for name, run in RECORDS.items() if run.recipe["family"] == "gaussian-vae"]
+CRITICS = [name for name, run in RECORDS.items() if run.recipe["family"] == "critics"]
 KINDS = {"vae": ("means", "draws"), "gaussian-vae": ("samples", "reconstructions")}  # of pictures
 FIELDS = {kind: [field.name for field in dataclasses.fields(recipe)] for kind, recipe in cli.all_recipes().values()}
 
@@ -73,6 +74,9 @@ def test_record_is_of_its_recipe(name):
     expected = {"family": family, **json.loads(json.dumps(dataclasses.asdict(recipe)))}
     assert {key: (run.recipe[key], value) for key, value in expected.items() if run.recipe[key] != value and key not in unused} == {}
     assert run.record["epochs_done"] == recipe.epochs
+    if family == "critics":  # no data set, no epochs, no pictures
+        assert run.metrics["iteration"] == list(range(0, recipe.steps + 1, recipe.log_every))
+        return
     assert run.metrics["epoch"] == list(range(recipe.epochs + 1))
     for epoch in recipe.sample_epochs:
         for kind in KINDS[family]:
@@ -129,7 +133,7 @@ def test_figures_are_in_order():
     assert record("iwae-bmnist").figure("test_log_px") > record("vae-bmnist").figure("test_log_px")
 
 
-@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("name", BINARY + COLOUR)
 def test_curve_ends_at_the_figure(name):
     """The last row of the curve and the final figure differ by the noise of one sample of z and half precision."""
     run = RECORDS[name]
@@ -242,3 +246,50 @@ def test_active_latents_are_those_of_the_weights(name, images):
     _, model = gaussian_vae.build(run)
     means, _ = gaussian_vae.posteriors_of(model, images(run, "test"))
     assert (means.var(0) > gaussian_vae.ACTIVE).sum() == run.figure("active_units")
+
+
+# Critics of two lines
+
+
+def estimates_of(run):
+    """The rows of a run's `estimates.csv`."""
+    with open(run.path / "estimates.csv", newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_critics_reach_both_exact_curves():
+    run = record("critics-lines")
+    rows = estimates_of(run)
+    assert [row["theta"] for row in rows] == [i / 10 for i in range(21)]
+    for row in rows:
+        assert abs(row["w1"] - row["theta"]) <= 0.03
+        assert abs(row["raw"] - row["w1"] - row["theta"] ** 2 / 100) < 0.01  # the penalty's share
+        assert 0 <= row["w1_se"] < 0.001
+        assert row["hellinger"] <= 2
+        assert row["hellinger"] >= 1.95 if row["theta"] >= 0.2 else True
+    assert abs(rows[0]["hellinger"]) < 0.01
+    assert run.figure("w1_error") == pytest.approx(max(abs(row["w1"] - row["theta"]) for row in rows), abs=1e-7)
+    assert run.figure("hellinger_least") == pytest.approx(min(row["hellinger"] for row in rows[2:]), abs=1e-7)
+
+
+def test_gradient_descent_ramps_at_the_reports_budget_and_goes_on():
+    run = record("critics-lines-sgd")
+    row = run.metrics["iteration"].index(2500)
+    at_budget = {theta: run.metrics[f"hellinger_{theta:g}"][row] for theta in run.recipe["thetas"]}
+    for theta, reports in {0.1: 0.08, 0.2: 1.0, 0.3: 1.78}.items():
+        assert abs(at_budget[theta] - reports) < 0.35
+        assert run.metrics[f"hellinger_{theta:g}"][-1] > at_budget[theta] + 0.1
+    assert run.figure("hellinger_least") > 1.9
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_estimates_are_those_of_the_weights(name):
+    run = RECORDS[name]
+    recipe, nets = critics.build(run)
+    rows = {row["theta"]: row for row in estimates_of(run)}
+    for theta in (0.0, 0.2, 1.0):
+        for objective in recipe.objectives:
+            with own_randomness(recipe.seed + 2):
+                found = critics.estimates(objective, theta, nets[objective, theta], recipe.eval_samples, recipe.penalty)
+            for key, value in found.items():
+                assert value == pytest.approx(rows[theta][key], rel=1e-3, abs=1e-5), key
