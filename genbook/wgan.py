@@ -268,6 +268,114 @@ class WGAN(nn.Module):
         """Images of `n` draws of the prior, in [−1, 1]."""
         return torch.cat([self.generator(z) for z in self.draw(n).split(250)])
 
+# %% ../nbs/gan/wgan.ipynb #b61c4951
+class Critic(nn.Module):
+    """A number for each image of 32 × 32 pixels, not bounded.
+
+    Args:
+        width: channels after the first convolution; each of the two others doubles them.
+    """
+
+    def __init__(
+        self,
+        width: int = 64,
+    ):
+        super().__init__()
+        self.body = nn.Sequential(
+            HalvingConv2d(3, width),
+            LeakyReLU(0.2),
+            HalvingConv2d(width, 2 * width),
+            LeakyReLU(0.2),
+            HalvingConv2d(2 * width, 4 * width),
+            LeakyReLU(0.2),
+        )
+        self.last = nn.Conv2d(4 * width, 1, kernel_size=4)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch 3 32 32"],
+    ) -> Float[Tensor, "batch"]:
+        """The scores of images in [−1, 1]."""
+        if x.ndim != 4 or x.shape[1:] != (3, 32, 32):
+            raise ValueError(f"x must be of shape (B, 3, 32, 32), got {tuple(x.shape)}")
+        h = self.body(x)  # (B, 4·width, 4, 4): the last filter covers all of it
+        # Flat in the order of memory that fast convolutions leave behind.
+        flat, filters = (t.permute(0, 2, 3, 1).flatten(1) for t in (h, self.last.weight))
+        return F.linear(flat, filters, self.last.bias)[:, 0]
+
+
+class Generator(nn.Module):
+    """An image in [−1, 1] for each latent.
+
+    Args:
+        latent: L, the dimension of z.
+        width: channels before the last convolution; each of those before has twice as many.
+    """
+
+    def __init__(
+        self,
+        latent: int = 100,
+        width: int = 64,
+    ):
+        super().__init__()
+        self.latent = latent
+        widths = (4 * width, 2 * width, width)
+        layers: list[nn.Module] = [nn.ConvTranspose2d(latent, widths[0], kernel_size=4)]
+        for n_in, n_out in zip(widths, (*widths[1:], 3)):
+            layers += [
+                nn.BatchNorm2d(n_in),
+                nn.ReLU(),
+                nn.ConvTranspose2d(n_in, n_out, kernel_size=4, stride=2, padding=1),
+            ]
+        self.body = nn.Sequential(*layers, nn.Tanh())
+
+    def forward(
+        self,
+        z: Float[Tensor, "batch latent"],
+    ) -> Float[Tensor, "batch 3 32 32"]:
+        """The images of latents."""
+        if z.ndim != 2 or z.shape[1] != self.latent:
+            raise ValueError(
+                f"z must be of shape (B, {self.latent}), got {tuple(z.shape)}"
+            )
+        return self.body(z[:, :, None, None])
+
+
+class WGAN(nn.Module):
+    """A critic and a generator.
+
+    Args:
+        latent: L, the dimension of z.
+        width: channels at half the side of an image, in both.
+    """
+
+    def __init__(
+        self,
+        latent: int = 100,
+        width: int = 64,
+    ):
+        super().__init__()
+        self.latent = latent
+        self.critic = Critic(width)
+        self.generator = Generator(latent, width)
+
+    def draw(
+        self,
+        n: int,
+    ) -> Float[Tensor, "n latent"]:
+        """`n` draws of the prior N(0, I), on the model's device."""
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        return torch.randn(n, self.latent, device=self.critic.last.weight.device)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+    ) -> Float[Tensor, "n 3 32 32"]:
+        """Images of `n` draws of the prior, in [−1, 1]."""
+        return torch.cat([self.generator(z) for z in self.draw(n).split(250)])
+
 # %% ../nbs/gan/wgan.ipynb #aa6af3b2
 def critic_objective(
     model: WGAN,
