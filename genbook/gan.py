@@ -41,7 +41,7 @@ class Generator(nn.Sequential):
             if i > 0:
                 layers.append(nn.BatchNorm1d(n_out))
             layers.append(nn.LeakyReLU(0.2))
-        layers += [nn.Linear(hidden[-1], 28 * 28), nn.Tanh(), nn.Unflatten(1, (1, 28, 28))]
+        layers += [nn.Linear(hidden[-1], 784), nn.Tanh(), nn.Unflatten(1, (1, 28, 28))]
         super().__init__(*layers)
         self.latent = latent
 
@@ -131,7 +131,7 @@ def discriminator_objective(
     model: GAN,
     batch: UInt8[Tensor, "batch 1 28 28"],
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The negative of the game's value: cross-entropy of real images and of fakes."""
+    """Minus the game's value: cross-entropy on real images and fakes ({eq}`eq-gan-value`)."""
     real = scale_grey(batch)
     with torch.no_grad():
         fake = model.generator(model.draw(len(real))).to(real.dtype)
@@ -151,7 +151,8 @@ def generator_objective(
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """What the generator makes small, on as many fakes as the batch has images.
 
-    −E log D(fake), or with `saturating` E log(1 − D(fake)), the game's own.
+    −E log D(fake), or with `saturating` E log(1 − D(fake)), the game's own
+    ({eq}`eq-gan-push`).
     """
     on_fake = model.discriminator(model.generator(model.draw(len(batch)))).float()
     if saturating:
@@ -293,7 +294,7 @@ def final_metrics(
     classifier: Classifier,
     data_root: str | Path | None = None,
 ) -> dict[str, dict]:
-    """What a record says of its model: the discriminator's trust, and the samples' classes.
+    """What a record says of its model: trust of the discriminator, classes of the samples.
 
     Standard errors are over images, and no error over seeds.
     """
@@ -359,7 +360,8 @@ def keep_samples(
     epoch: int,
 ) -> None:
     """Keep pictures of the same 64 latents."""
-    z = torch.randn(64, recipe.latent, generator=torch.Generator().manual_seed(recipe.seed))
+    generator = torch.Generator().manual_seed(recipe.seed)
+    z = torch.randn(64, recipe.latent, generator=generator)
     with torch.no_grad():
         pictures = model.generator(z.to(next(model.parameters()).device)).cpu()
     picture = to_png(0.5 * (pictures + 1), ncols=16)
@@ -375,8 +377,8 @@ def keep_portrait(
 ) -> None:
     """What pages show of a trained model and need images for.
 
-    `classes.csv` has a row for each digit: its share of the labels of the training images,
-    of the classifier's answers to test images, and of its answers to samples.
+    `classes.csv` has a row for each digit: its share of the training images' labels, of the
+    classifier's answers to test images, and of its answers to samples.
     `samples/images.png` has test images.
     """
     train = load_digits(recipe, "train+valid", data_root)

@@ -79,6 +79,11 @@ HEADLINES: dict[str, Headline] = {
         "the same, by gradient descent, 10,000 steps",
         "1.0 (report 002, 2,500 steps)",
     ),
+    "gan-mnist": Headline(
+        "sample_entropy", "entropy of the classes of samples (test images: 2.30)",
+        "the minimax GAN on MNIST, 200 epochs",
+        "",
+    ),
 }
 
 # %% ../nbs/results/scoreboard.ipynb #2c251283
