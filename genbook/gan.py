@@ -131,7 +131,7 @@ def discriminator_objective(
     model: GAN,
     batch: UInt8[Tensor, "batch 1 28 28"],
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Minus the game's value: cross-entropy on real images and fakes ({eq}`eq-gan-value`)."""
+    """Minus the value of the game, on real images and fakes ({eq}`eq-gan-value`)."""
     real = scale_grey(batch)
     with torch.no_grad():
         fake = model.generator(model.draw(len(real))).to(real.dtype)
@@ -294,7 +294,7 @@ def final_metrics(
     classifier: Classifier,
     data_root: str | Path | None = None,
 ) -> dict[str, dict]:
-    """What a record says of its model: trust of the discriminator, classes of the samples.
+    """What a record says of its model: the discriminator's trust, the samples' classes.
 
     Standard errors are over images, and no error over seeds.
     """
@@ -377,8 +377,8 @@ def keep_portrait(
 ) -> None:
     """What pages show of a trained model and need images for.
 
-    `classes.csv` has a row for each digit: its share of the training images' labels, of the
-    classifier's answers to test images, and of its answers to samples.
+    `classes.csv` has a row for each digit: its share of the labels of training images,
+    and of the classifier's answers to test images and to samples.
     `samples/images.png` has test images.
     """
     train = load_digits(recipe, "train+valid", data_root)

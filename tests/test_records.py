@@ -12,7 +12,7 @@ import os
 import pytest
 import torch
 
-from genbook import cli, critics, data, gaussian_vae, runs, vae
+from genbook import cli, critics, data, gan, gaussian_vae, runs, vae
 from genbook.importance import importance_log_likelihood
 from genbook.training import own_randomness
 
@@ -21,7 +21,7 @@ RECORDS = {run.name: run for run in runs.all_runs(ROOT) if "+" not in run.name}
 BINARY = [name for name, run in RECORDS.items() if run.recipe["family"] == "vae"]
 COLOUR = [name for name, run in RECORDS.items() if run.recipe["family"] == "gaussian-vae"]
 CRITICS = [name for name, run in RECORDS.items() if run.recipe["family"] == "critics"]
-KINDS = {"vae": ("means", "draws"), "gaussian-vae": ("samples", "reconstructions")}  # of pictures
+KINDS = {"vae": ("means", "draws"), "gaussian-vae": ("samples", "reconstructions"), "gan": ("samples",)}  # of pictures
 FIELDS = {kind: [field.name for field in dataclasses.fields(recipe)] for kind, recipe in cli.all_recipes().values()}
 
 
@@ -293,3 +293,28 @@ def test_estimates_are_those_of_the_weights(name):
                 found = critics.estimates(objective, theta, nets[objective, theta], recipe.eval_samples, recipe.penalty)
             for key, value in found.items():
                 assert value == pytest.approx(rows[theta][key], rel=1e-3, abs=1e-5), key
+
+
+# The minimax GAN
+
+
+def test_gan_draws_all_digits_though_not_evenly():
+    run = record("gan-mnist")
+    assert run.figure("classifier_accuracy") > 0.98 and run.figure("sample_confidence") > 0.95
+    assert run.figure("sample_rarest") > 0.02 and 2 < run.figure("sample_entropy") < run.figure("test_entropy")
+    with open(run.path / "classes.csv", newline="") as file:
+        shares = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    assert [row["digit"] for row in shares] == list(range(10))
+    for kind in ("train", "test", "sample"):
+        assert sum(row[kind] for row in shares) == pytest.approx(1, abs=1e-5)
+    assert min(row["sample"] for row in shares) == pytest.approx(run.figure("sample_rarest"), abs=1e-6)
+    assert run.record["device"]["kind"] == "cpu" and run.record["seconds"] < 2 * 3600
+
+
+def test_gan_figures_are_those_of_the_weights(images):
+    run = record("gan-mnist")
+    images(run, "test")  # or a skip
+    again = gan.evaluate(run)
+    assert again.keys() == run.record["metrics"].keys()
+    for key, metric in run.record["metrics"].items():
+        assert abs(again[key]["value"] - metric["value"]) <= metric["tolerance"], key
