@@ -33,6 +33,7 @@ FAMILIES = {  # name -> module
     "gaussian-vae": "genbook.gaussian_vae",
     "critics": "genbook.critics",
     "gan": "genbook.gan",
+    "wgan": "genbook.wgan",
 }
 
 
