@@ -34,6 +34,7 @@ FAMILIES = {  # name -> module
     "critics": "genbook.critics",
     "gan": "genbook.gan",
     "wgan": "genbook.wgan",
+    "classifier": "genbook.classifier",
 }
 
 

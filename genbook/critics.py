@@ -577,10 +577,7 @@ def build(
     run: runs.Run,
 ) -> tuple[CriticRecipe, dict[tuple[str, float], nn.Sequential]]:
     """Recipe and critics of a recorded run, a critic for each objective and θ."""
-    fields = {key: value for key, value in run.recipe.items() if key != "family"}
-    for key in ("objectives", "thetas"):
-        fields[key] = tuple(fields[key])
-    recipe = CriticRecipe(**fields)
+    recipe = run.recipe_as(CriticRecipe)
     critics = _critics(recipe, runs.load_weights(run.weights))
     missing = len(recipe.objectives) * len(recipe.thetas) - len(critics)
     if missing:

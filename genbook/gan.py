@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'Generator', 'Discriminator', 'GAN', 'scale_grey', 'discriminator_objective', 'generator_objective',
-           'Classifier', 'train_classifier', 'class_probabilities', 'entropy', 'GANRecipe', 'load_digits', 'build',
-           'build_classifier', 'final_metrics', 'keep_samples', 'keep_portrait', 'train', 'evaluate', 'sample']
+           'Classifier', 'train_classifier', 'GANRecipe', 'load_digits', 'build', 'build_classifier', 'final_metrics',
+           'keep_samples', 'keep_portrait', 'train', 'evaluate', 'sample']
 
 # %% ../nbs/gan/minimax.ipynb #22b3af87
 import dataclasses
@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from . import data, runs, training
+from .classifier import class_probabilities, entropy
 from .viz import to_png
 
 # %% ../nbs/gan/minimax.ipynb #be04ee19
@@ -205,22 +206,6 @@ def train_classifier(
     )
     return result.model
 
-
-@torch.no_grad()
-def class_probabilities(
-    classifier: Classifier,
-    x: Float[Tensor, "n 1 28 28"],
-) -> Float[Tensor, "n 10"]:
-    """The probability of each digit for each of many images in [−1, 1]."""
-    return torch.cat([classifier(some.cpu()).softmax(1) for some in x.split(500)])
-
-
-def entropy(
-    shares: Float[Tensor, "classes"],
-) -> float:
-    """−Σ p log p in nats; a class without a share adds nothing."""
-    return torch.special.entr(shares.double()).sum().item()
-
 # %% ../nbs/gan/minimax.ipynb #06ccc937
 @dataclass(frozen=True)
 class GANRecipe:
@@ -267,15 +252,8 @@ def load_digits(
 
 def build(run: runs.Run) -> tuple[GANRecipe, GAN]:
     """A recorded run's recipe and model with the recorded weights, for inference."""
-    fields = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in run.recipe.items()
-        if name != "family"
-    }
-    recipe = GANRecipe(**fields)
-    model = recipe.model()
-    model.load_state_dict(runs.load_weights(run.weights))
-    return recipe, model.eval()
+    recipe = run.recipe_as(GANRecipe)
+    return recipe, run.load_into(recipe.model())
 
 
 def build_classifier(

@@ -342,15 +342,8 @@ RECIPES: dict[str, GaussianVAERecipe] = {
 # %% ../nbs/vae/gaussian.ipynb #56c7d23d
 def build(run: runs.Run) -> tuple[GaussianVAERecipe, VAE]:
     """A recorded run's recipe and model with the recorded weights, for inference."""
-    fields = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in run.recipe.items()
-        if name != "family"
-    }
-    recipe = GaussianVAERecipe(**fields)
-    model = recipe.model()
-    model.load_state_dict(runs.load_weights(run.weights))
-    return recipe, model.eval()
+    recipe = run.recipe_as(GaussianVAERecipe)
+    return recipe, run.load_into(recipe.model())
 
 
 def _batches(model, images, size=250):

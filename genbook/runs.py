@@ -23,6 +23,7 @@ from datetime import datetime, timezone
 from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 # %% ../nbs/appendix/records.ipynb #cdbbe466
 def runs_root() -> Path:
@@ -280,6 +281,43 @@ class Run:
     def weights(self) -> Path:
         """The weights' file."""
         return self.path / self.record["weights"]["file"]
+
+    def recipe_as(
+        self,
+        kind: type,  # the recipe's dataclass
+    ) -> Any:
+        """The recipe as its dataclass; a field younger than the record has its default."""
+        fields = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in self.recipe.items()
+            if name != "family"
+        }
+        return kind(**fields)
+
+    def load_into(
+        self,
+        model: "torch.nn.Module",  # of the recipe, changed in place
+    ) -> Any:
+        """The model with the recorded weights, ready for inference."""
+        model.load_state_dict(load_weights(self.weights))
+        return model.eval()
+
+    def tiles(
+        self,
+        name: str,  # of a recorded grid, without its ending
+        side: int = 32,  # of each image
+        gap: int = 1,  # between neighbours
+    ) -> "torch.Tensor":
+        """Images of a grid in `samples/`, uint8 `(n, channels, side, side)`, cut apart."""
+        import numpy as np
+        import torch
+        from PIL import Image
+
+        with Image.open(self.path / "samples" / f"{name}.png") as picture:
+            grid = torch.from_numpy(np.array(picture))
+        grid = grid.view(*grid.shape[:2], -1).permute(2, 0, 1)  # (C, height, width)
+        cells = grid.unfold(1, side, side + gap).unfold(2, side, side + gap)
+        return cells.permute(1, 2, 0, 3, 4).flatten(0, 1)  # (C, rows, columns, ...) before
 
 
 def _natural(path: Path) -> list:

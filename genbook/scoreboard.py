@@ -84,6 +84,17 @@ HEADLINES: dict[str, Headline] = {
         "the minimax GAN on MNIST, 200 epochs",
         "",
     ),
+    "wgan-svhn": Headline(
+        "test_wasserstein", "score of test images less that of samples",
+        "WGAN with Lipschitz penalty, 50,519 critic steps",
+        "",
+    ),
+    "svhn-classifier": Headline(
+        "test_accuracy", "share of test images named right",
+        "the judge of digits",
+        "",
+        digits=4,
+    ),
 }
 
 # %% ../nbs/results/scoreboard.ipynb #2c251283

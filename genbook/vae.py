@@ -317,17 +317,8 @@ RECIPES: dict[str, VAERecipe] = {
 # %% ../nbs/vae/binarised-mnist.ipynb #1ab680f3
 def build(run: runs.Run) -> tuple[VAERecipe, BernoulliVAE]:
     """A recorded run's recipe and its model with the recorded weights, ready for inference."""
-    fields = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in run.recipe.items()
-    }
-    del fields["family"]
-    recipe = VAERecipe(
-        **fields
-    )  # a field that is younger than the record has its default
-    model = recipe.model()
-    model.load_state_dict(runs.load_weights(run.weights))
-    return recipe, model.eval()
+    recipe = run.recipe_as(VAERecipe)
+    return recipe, run.load_into(recipe.model())
 
 
 @torch.no_grad()

@@ -360,15 +360,8 @@ RECIPES: dict[str, WGANRecipe] = {"wgan-svhn": WGANRecipe("wgan-svhn")}
 # %% ../nbs/gan/wgan.ipynb #8d604de4
 def build(run: runs.Run) -> tuple[WGANRecipe, WGAN]:
     """A recorded run's recipe and model with the recorded weights, for inference."""
-    fields = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in run.recipe.items()
-        if name != "family"
-    }
-    recipe = WGANRecipe(**fields)
-    model = recipe.model()
-    model.load_state_dict(runs.load_weights(run.weights))
-    return recipe, model.eval()
+    recipe = run.recipe_as(WGANRecipe)
+    return recipe, run.load_into(recipe.model())
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from genbook import data, gan, training
+from genbook.classifier import class_probabilities, entropy
 from genbook.gan import GAN, RECIPES, Discriminator, Generator, discriminator_objective, generator_objective
 
 
@@ -94,16 +95,16 @@ def test_one_image_is_no_batch_for_batchnorm(images):
 
 
 def test_a_missing_mode_is_counted():
-    assert gan.entropy(torch.full((10,), 0.1)) == pytest.approx(math.log(10))
+    assert entropy(torch.full((10,), 0.1)) == pytest.approx(math.log(10))
     nine = torch.cat([torch.full((9,), 1 / 9), torch.zeros(1)])
-    assert gan.entropy(nine) == pytest.approx(math.log(9)) and gan.entropy(torch.eye(10)[0]) == 0
+    assert entropy(nine) == pytest.approx(math.log(9)) and entropy(torch.eye(10)[0]) == 0
 
 
 def test_classifier_knows_toy_digits():
     toy = data.toy_digits(2000, seed=3)
-    classifier = gan.train_classifier(toy.images * 255, toy.labels, epochs=4)
+    judge = gan.train_classifier(toy.images * 255, toy.labels, epochs=4)
     other = data.toy_digits(300, seed=4)
-    probabilities = gan.class_probabilities(classifier, gan.scale_grey(other.images * 255))
+    probabilities = class_probabilities(judge, gan.scale_grey(other.images * 255))
     torch.testing.assert_close(probabilities.sum(1), torch.ones(300))
     assert (probabilities.argmax(1) == other.labels).float().mean() > 0.8
 

@@ -1,5 +1,6 @@
 """Records: what a malformed one is told, and that a write is whole or not at all."""
 
+import dataclasses
 import json
 import math
 import os
@@ -10,8 +11,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from genbook import runs
+from genbook import gan, runs
 from genbook.runs import Run, validate, validate_all
+from genbook.viz import to_png
 
 METRIC = {"value": -1.5, "se": 0.1, "n": 500, "split": "test", "unit": "nats", "tolerance": 0.01}
 FIELDS = {"vae": {"name", "hidden", "epochs"}}
@@ -187,3 +189,18 @@ def test_unreadable_weights_are_named(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match="w.safetensors"):
         runs.load_weights(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grid_comes_apart_as_it_was_put_together(tmp_path, channels):
+    images = torch.randint(256, (8, channels, 20, 20), dtype=torch.uint8)
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "some.png").write_bytes(to_png(images, ncols=4))
+    assert torch.equal(runs.Run(tmp_path).tiles("some", side=20), images)
+
+
+def test_a_recipe_comes_back_as_its_dataclass(tmp_path):
+    recipe = gan.RECIPES["gan-mnist"]
+    fields = json.loads(json.dumps({"family": "gan", **dataclasses.asdict(recipe)}))
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": fields}))
+    assert runs.Run(tmp_path).recipe_as(gan.GANRecipe) == recipe
