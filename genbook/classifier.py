@@ -140,7 +140,7 @@ class ClassifierRecipe:
     features: int = 128  # units of the last hidden layer
     epochs: int = 10
     batch_size: int = 128
-    lr: float = 3e-3  # the largest, a third of the way in; then down to zero
+    lr: float = 3e-3  # the largest, three tenths of the way in; then to zero
     weight_decay: float = 0.05  # of AdamW
     precision: str = "bf16"  # matrix products in bfloat16; "fp32" for none
     channels_last: bool = True  # in memory: faster convolutions

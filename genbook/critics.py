@@ -284,20 +284,25 @@ def lp_reg(
     return penalty
 
 # %% ../nbs/gan/critics.ipynb #3285f80a
+OBJECTIVES = ("hellinger", "wasserstein")
+
+
 def critic_loss(
     objective: str,
     x: Float[Tensor, "batch 2"],
     y: Float[Tensor, "batch 2"],
     critic: nn.Module,
-    penalty: float = 50.0,
+    penalty_weight: float = 50.0,
 ) -> Float[Tensor, ""]:
     """What a critic minimises: minus the objective, plus λ times the penalty.
 
     Only the Wasserstein distance has a penalty ({eq}`eq-critic-loss`).
     """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {OBJECTIVES}, got {objective!r}")
     if objective == "hellinger":
         return -vf_squared_hellinger(x, y, critic)
-    return -vf_wasserstein_distance(x, y, critic) + penalty * lp_reg(x, y, critic)
+    return -vf_wasserstein_distance(x, y, critic) + penalty_weight * lp_reg(x, y, critic)
 
 # %% ../nbs/gan/critics.ipynb #26fb8196
 def make_critic(hidden: int = 256) -> nn.Sequential:
@@ -340,7 +345,6 @@ def distribution1(
     return batches()
 
 # %% ../nbs/gan/critics.ipynb #9b5ca02f
-OBJECTIVES = ("hellinger", "wasserstein")
 OPTIMIZERS = {
     "adam": lambda p, lr: torch.optim.Adam(p, lr, betas=(0.9, 0.99), fused=True),
     "sgd": lambda p, lr: torch.optim.SGD(p, lr),
@@ -423,7 +427,7 @@ def estimates(
     theta: float,
     critic: nn.Module,
     samples: int,
-    penalty: float,
+    penalty_weight: float,
 ) -> dict[str, float]:
     """A trained critic's estimates from fresh points, with standard errors.
 
@@ -451,8 +455,8 @@ def estimates(
         "raw": p - q,
         "raw_se": math.sqrt(var_p + var_q),
         "penalty": excess,
-        "w1": p - q - 2 * penalty * excess,
-        "w1_se": math.sqrt(var_p + var_q + (2 * penalty) ** 2 * var_excess),
+        "w1": p - q - 2 * penalty_weight * excess,
+        "w1_se": math.sqrt(var_p + var_q + (2 * penalty_weight) ** 2 * var_excess),
         "steepest": slope.max().item(),
     }
 
