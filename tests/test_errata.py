@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from genbook.diffusion import Diffusion, linear_betas
 from genbook.divergences import kl_gaussian_gaussian_analytic, kl_gaussian_gaussian_mc
 from genbook.elbo import reparameterise
 from genbook.runs import Run
@@ -176,6 +177,19 @@ def test_gradient_from_the_density_is_unbiased_and_noisier():
 def test_share_of_the_square():
     one = math.erf(2 / math.sqrt(2))
     assert round(one, 3) == 0.954 and round(one**2, 3) == 0.911
+
+
+@pytest.mark.parametrize("s", [0.3, 1.0, 2.0])
+def test_missing_root_loses_the_variance(s):
+    """Data N(0, s²) on a line and the best noise model: the exact variance of both chains."""
+    schedule = Diffusion(linear_betas(1000))
+    left, betas = schedule.alphas_cumprod.double(), schedule.betas.double()
+    slopes = (1 - betas / (left * s**2 + 1 - left)) / (1 - betas).sqrt()
+    for power, low, high in ((0.5, 0.9, 1.0), (1.0, 0.0, 0.05)):
+        v = 1.0
+        for slope, added in zip(slopes.flip(0), schedule.posterior_variance.double().flip(0)):
+            v = slope**2 * v + added ** (2 * power)
+        assert low < v / s**2 < high
 
 
 # What was checked and found right
