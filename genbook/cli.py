@@ -35,6 +35,7 @@ FAMILIES = {  # name -> module
     "gan": "genbook.gan",
     "wgan": "genbook.wgan",
     "classifier": "genbook.classifier",
+    "ddpm": "genbook.ddpm",
 }
 
 
