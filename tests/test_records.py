@@ -7,12 +7,13 @@ the estimates of log p(x), thousands of decoded images for each, on the first im
 import csv
 import dataclasses
 import json
+import math
 import os
 
 import pytest
 import torch
 
-from genbook import classifier, cli, critics, data, gan, gaussian_vae, runs, vae, wgan
+from genbook import classifier, cli, critics, data, ddpm, gan, gaussian_vae, runs, vae, wgan
 from genbook.importance import importance_log_likelihood
 from genbook.training import own_randomness
 
@@ -21,7 +22,8 @@ RECORDS = {run.name: run for run in runs.all_runs(ROOT) if "+" not in run.name}
 BINARY = [name for name, run in RECORDS.items() if run.recipe["family"] == "vae"]
 COLOUR = [name for name, run in RECORDS.items() if run.recipe["family"] == "gaussian-vae"]
 CRITICS = [name for name, run in RECORDS.items() if run.recipe["family"] == "critics"]
-KINDS = {"vae": ("means", "draws"), "gaussian-vae": ("samples", "reconstructions"), "gan": ("samples",)}  # of pictures
+KINDS = {"vae": ("-means", "-draws"), "gaussian-vae": ("-samples", "-reconstructions"), "gan": ("-samples",), "ddpm": ("",)}  # of pictures
+DIFFUSION = [name for name, run in RECORDS.items() if run.recipe["family"] == "ddpm"]
 FIELDS = {kind: [field.name for field in dataclasses.fields(recipe)] for kind, recipe in cli.all_recipes().values()}
 
 
@@ -80,7 +82,7 @@ def test_record_is_of_its_recipe(name):
     assert run.metrics["epoch"] == list(range(recipe.epochs + 1))
     for epoch in getattr(recipe, "sample_epochs", ()):
         for kind in KINDS[family]:
-            assert (run.path / "samples" / f"epoch-{epoch:03d}-{kind}.png").is_file()
+            assert (run.path / "samples" / f"epoch-{epoch:03d}{kind}.png").is_file()
 
 
 def test_record_says_nothing_of_the_machine_s_folders():
@@ -351,3 +353,41 @@ def test_judge_is_right_often_enough():
     assert len(answers) == run.record["metrics"]["test_accuracy"]["n"]
     right = sum(row["label"] == row["answer"] for row in answers) / len(answers)
     assert right == pytest.approx(run.figure("test_accuracy"), abs=1e-9)
+
+
+# Diffusion
+
+
+@pytest.mark.parametrize("name", DIFFUSION)
+def test_noise_is_predicted_as_recorded(images, name):
+    """The losses, and the first term of the bound, from the weights; the whole bound is `genbook evaluate`'s."""
+    run = RECORDS[name]
+    recipe, model = ddpm.build(run)
+    test = images(run, "test")
+    for split in ("valid", "test"):
+        found = ddpm.losses(model, images(run, split)[: recipe.eval_images], recipe.seed)
+        metric = run.record["metrics"][f"{split}_loss"]
+        assert abs(found.mean().item() - metric["value"]) <= metric["tolerance"], split
+    terms, _, counts = ddpm.bound_terms(model, test, first=100, least=2, seed=1)
+    with open(run.path / "terms.csv", newline="") as file:
+        recorded = [float(row["bits"]) for row in csv.DictReader(file)]
+    assert len(recorded) == recipe.timesteps == len(terms)
+    assert terms[0] / (3072 * math.log(2)) == pytest.approx(recorded[0], rel=0.05)
+    assert sum(recorded) <= run.figure("test_bits") < sum(recorded) + 0.01  # what is left is the prior's term
+
+
+@pytest.mark.parametrize("name", DIFFUSION)
+def test_diffusion_has_learned(name):
+    run = record(name)
+    loss = run.metrics["valid_loss"]
+    assert loss[0] == pytest.approx(0.43, abs=0.06) and loss[-1] < 0.1 * loss[0]
+    assert run.figure("test_bits") < 8  # what an image costs without any model
+
+
+def test_three_lengths_had_one_budget():
+    budgets = []
+    for T in (500, 1000, 1500):
+        recipe = dict(record(f"ddpm-compact-t{T}").recipe)
+        assert recipe.pop("timesteps") == T and recipe.pop("name")
+        budgets.append(recipe)
+    assert budgets[0] == budgets[1] == budgets[2]
