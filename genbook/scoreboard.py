@@ -114,8 +114,9 @@ HEADLINES: dict[str, Headline] = {
 
 # %% ../nbs/results/scoreboard.ipynb #2c251283
 def number(value: float, digits: int = 2) -> str:
-    """A number as text, with a true minus sign."""
-    return f"{value:.{digits}f}".replace("-", "−")
+    """A number as text, with a true minus sign, and none before a zero."""
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
 
 
 def rows(records: list[runs.Run] | None = None) -> list[dict[str, str]]:
