@@ -95,15 +95,6 @@ HEADLINES: dict[str, Headline] = {
         "",
         digits=3,
     ),
-    **{
-        f"ddpm-compact-t{T}": Headline(
-            "test_bits", "test bits a channel, by the bound",
-            f"diffusion on SVHN, {T:,} steps, 3 epochs",
-            "",
-            digits=3,
-        )
-        for T in (500, 1000, 1500)
-    },
     "svhn-classifier": Headline(
         "test_accuracy", "share of test images named right",
         "the judge of digits",
