@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from . import data, runs, training
-from .diffusion import Diffusion, linear_betas, t_sample
+from .diffusion import Diffusion, extract, linear_betas, t_sample
 from .gaussian_vae import nearest, scale_pixels, show_pixels
 from .samplers import sample_ddim
 from .unet import UNet
@@ -61,13 +61,24 @@ class DDPM(nn.Module):
             raise ValueError(f"n must be at least 1, got {n}")
         return torch.randn(n, *self.shape, generator=generator).to(self.device)
 
+    def clipped_noise(
+        self,
+        x: Float[Tensor, "batch 3 32 32"],
+        t: Int64[Tensor, "batch"],
+    ) -> Float[Tensor, "batch 3 32 32"]:
+        """The network's noise where the image behind it is one, else the noise nearest to
+        it with an image behind it ({eq}`eq-ddpm-clip`)."""
+        a = extract(self.diffusion.alphas_cumprod, t, x.shape)
+        guess = self.diffusion.predict_x_start(x, t, self.unet(x, t).to(x.dtype))
+        return (x - a.sqrt() * guess.clamp(-1, 1)) / (1 - a).sqrt()
+
     @torch.no_grad()
     def sample(
         self,
         n: int,
         steps: int = 50,
     ) -> Float[Tensor, "n 3 32 32"]:
-        """Images by DDIM without fresh noise; near [−1, 1], but they may leave it.
+        """Images in [−1, 1] by DDIM without fresh noise, with `clipped_noise`.
 
         Args:
             n: images.
@@ -75,7 +86,7 @@ class DDPM(nn.Module):
         """
         steps = min(steps, self.diffusion.timesteps)
         parts = self.noise(n).split(64)
-        drawn = [sample_ddim(self.unet, self.diffusion, x, steps) for x in parts]
+        drawn = [sample_ddim(self.clipped_noise, self.diffusion, x, steps) for x in parts]
         return torch.cat(drawn)
 
     @torch.no_grad()
@@ -83,11 +94,11 @@ class DDPM(nn.Module):
         self,
         n: int,
     ) -> Float[Tensor, "n 3 32 32"]:
-        """Images by all T steps of the reverse process; only the last step is kept."""
+        """Images by all T steps with `clipped_noise`; only the last step is kept."""
         x = self.noise(n)
         for t_index in reversed(range(self.diffusion.timesteps)):
             t = torch.full((n,), t_index, device=x.device)
-            x = self.diffusion.p_sample(self.unet, x, t, t_index)
+            x = self.diffusion.p_sample(self.clipped_noise, x, t, t_index)
         return x
 
 
@@ -333,11 +344,15 @@ def keep_samples(
     model: DDPM,
     epoch: int,
 ) -> None:
-    """Keep pictures by DDIM, from the same 32 draws of noise in every epoch."""
+    """Keep pictures by DDIM, from the same 32 draws of noise in every epoch.
+
+    With the network's own noise, and with `DDPM.clipped_noise`.
+    """
     x = model.noise(32, torch.Generator().manual_seed(recipe.seed))
-    samples = sample_ddim(model.unet, model.diffusion, x, recipe.sampler_steps).cpu()
-    picture = to_png(show_pixels(samples), ncols=16)
-    runs.write_atomic(out / "samples" / f"epoch-{epoch:03d}.png", picture)
+    for noise, name in ((model.unet, ""), (model.clipped_noise, "-clipped")):
+        samples = sample_ddim(noise, model.diffusion, x, recipe.sampler_steps).cpu()
+        picture = to_png(show_pixels(samples), ncols=16)
+        runs.write_atomic(out / "samples" / f"epoch-{epoch:03d}{name}.png", picture)
 
 
 def keep_portrait(

@@ -114,8 +114,9 @@ def test_samplers():
         assert torch.equal(draw(), first)
         assert first.shape == (3, 3, 32, 32) and first.isfinite().all() and not first.requires_grad
     torch.manual_seed(5)
-    loop = model.diffusion.p_sample_loop(model.unet, (3, 3, 32, 32))
+    loop = model.diffusion.p_sample_loop(model.clipped_noise, (3, 3, 32, 32))
     torch.testing.assert_close(first, loop[-1])
+    assert first.abs().max() <= 1 + 1e-5  # the last guess is clipped too
     assert model.sample(2, 500).shape == (2, 3, 32, 32)  # no more steps than there are
     for n in (0, -1):
         with pytest.raises(ValueError, match="n must be at least 1"):
