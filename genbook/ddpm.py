@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from . import data, runs, training
 from .diffusion import Diffusion, extract, linear_betas, t_sample
 from .gaussian_vae import nearest, scale_pixels, show_pixels
-from .samplers import sample_ddim
+from .samplers import sample_ancestral, sample_ddim
 from .unet import UNet
 from .viz import to_png
 from .wgan import roughness
@@ -95,11 +95,7 @@ class DDPM(nn.Module):
         n: int,
     ) -> Float[Tensor, "n 3 32 32"]:
         """Images by all T steps with `clipped_noise`; only the last step is kept."""
-        x = self.noise(n)
-        for t_index in reversed(range(self.diffusion.timesteps)):
-            t = torch.full((n,), t_index, device=x.device)
-            x = self.diffusion.p_sample(self.clipped_noise, x, t, t_index)
-        return x
+        return sample_ancestral(self.clipped_noise, self.diffusion, self.noise(n))
 
 
 def objective(
