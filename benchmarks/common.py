@@ -1,5 +1,6 @@
-"""What the benchmarks share: the course's starter, the machine's speed, tables."""
+"""What the benchmarks share: the course's starter, the machine's speed, steps that take turns, tables."""
 
+import argparse
 import math
 import os
 import platform
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from genbook import data, runs, vae
+from genbook import data, runs, training, vae
 
 
 class StarterVAE(nn.Module):
@@ -113,6 +114,88 @@ def table(rows):
 def recipe(name, smoke):
     """A recipe of the book, or its rehearsal."""
     return vae.RECIPES[name].smoke() if smoke else vae.RECIPES[name]
+
+
+class Contender:
+    """A model and its way of making a step; seconds and losses of all steps so far."""
+
+    def __init__(self, model, loss, optimizer):
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.seconds, self.losses = [], []
+
+    def step(self, batch):
+        loss = self.loss(batch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+    def block(self, batches, clock):
+        for batch in batches:
+            began = clock()
+            loss = self.step(batch)
+            self.seconds.append(clock() - began)
+            self.losses.append(loss.item())
+
+
+def book_loss(model, objective, recipe):
+    """The loss of a batch as `genbook.training.fit` computes it, by its own parts."""
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    model.to(memory_format=layout)
+    compute = training.make_accelerator("cpu", recipe.precision).prepare_model(training.Objective(model, objective))
+    return lambda batch: compute(batch.contiguous(memory_format=layout))[0]
+
+
+def step_options(description, steps, smoke):
+    """The parser of a benchmark that times steps, for options of its own to be added."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help=smoke)
+    parser.add_argument("--steps", type=int, default=steps, help="steps of each")
+    parser.add_argument("--threads", type=int, help="threads of torch")
+    parser.add_argument("--cpu-time", action="store_true", help="count seconds of the processor: with --threads 1 fair on a busy machine")
+    parser.add_argument("--data-root", help="folder of the data sets")
+    return parser
+
+
+def set_up(options):
+    """Threads as asked for, and the clock; tells the machine."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    print(machine(), flush=True)
+    return time.process_time if options.cpu_time else time.perf_counter
+
+
+def take_turns(contenders, recipe, steps, block, clock, data_root=None):
+    """Let each make the same steps on the same batches, in blocks by turns.
+
+    Each draws noise of its own from the recipe's seed, so that losses differ by rounding.
+    """
+    images, size = load(recipe.data, "train", data_root), recipe.batch_size
+    order = torch.cat([training.epoch_order(len(images), recipe.seed, epoch) for epoch in range(1, 2 + steps * size // len(images))])
+    batches = [images[order[i * size : (i + 1) * size]] for i in range(steps)]
+    states = {}
+    for name in contenders:
+        training.seed_everything(recipe.seed)
+        states[name] = training.random_states()
+    for start in range(0, steps, block):
+        for name, contender in contenders.items():
+            training.set_random_states(states[name])
+            contender.block(batches[start : start + block], clock)
+            states[name] = training.random_states()
+    print(f"\nBatch size {size}, {steps} steps of each, alternating in blocks of {block}; medians.")
+
+
+def report(contenders, base, last, digits):
+    """Print milliseconds a step, their ratio to the first's, and the losses of the last steps."""
+    base = contenders[base]
+    lines = [["step", "ms", "times as fast", f"loss, last {last} steps", "less the plain one's, all steps"]]
+    for name, contender in contenders.items():
+        gap = torch.tensor(contender.losses) - torch.tensor(base.losses)
+        told = f"{gap.mean():+.{digits}f}, {gap.abs().max():.{digits}f} at most" if contender is not base else ""
+        ms = median(contender.seconds) * 1e3
+        ratio = median(base.seconds) / median(contender.seconds)
+        lines.append([name, f"{ms:.1f}", f"{ratio:.2f}", f"{sum(contender.losses[-last:]) / last:.{digits}f}", told])
+    table(lines)
 
 
 median = statistics.median
