@@ -38,7 +38,7 @@ def test_sizes_of_the_recipes():
     sizes = {name: sum(p.numel() for p in recipe.model().parameters()) for name, recipe in RECIPES.items()}
     assert sizes["ddpm-svhn"] == 8_074_051 and 2.5e6 < sizes["ddpm-svhn-compact"] < 3.5e6
     assert sizes["ddpm-toy"] < 1.2e6
-    budgets = [RECIPES[f"ddpm-compact-t{T}"] for T in (500, 1000, 1500)]
+    budgets = [RECIPES[f"ddpm-small-t{T}"] for T in (500, 1000, 1500)]
     assert [recipe.timesteps for recipe in budgets] == [500, 1000, 1500]
     assert len({dataclasses.replace(recipe, name="", timesteps=0) for recipe in budgets}) == 1
     course = RECIPES["ddpm-svhn"]
