@@ -51,7 +51,7 @@ def discretised_nll(
     upper = torch.where(flip * x > 0.999, math.inf, upper)
     lower = torch.where(flip * x < -0.999, -math.inf, lower)
     log_upper, log_lower = map(torch.special.log_ndtr, (upper, lower))
-    # log(e^a − e^b) for a > b; the bound below keeps −inf minus −inf out of the gradient.
+    # log(e^a − e^b) for a > b; the clamp keeps log 0 out where both round to the same.
     log_mass = log_upper + torch.log(
         -torch.expm1((log_lower - log_upper).clamp(max=-1e-12))
     )
@@ -97,7 +97,8 @@ def cosine_betas(
     Args:
         timesteps: T, at least 1.
         s: offset in units of T steps, at least 0; keeps the first β from being tiny.
-        largest: no β exceeds it, in (0, 1); it concerns the last step.
+        largest: no β exceeds it, in (0, 1). By default that concerns the last step only;
+            one so small that two β are cut to it makes a schedule that `Diffusion` refuses.
     Returns:
         betas in float64, t = 1 at index 0.
     Raises:
@@ -403,7 +404,8 @@ class Diffusion(nn.Module):
             the level of each pixel ({eq}`eq-diffusion-decoder`). Its variance is β̃ of
             index 1, as in the published code, or β where T is 1.
         Raises:
-            ValueError: t outside [0, T), shapes that differ, or x_start outside [−1, 1].
+            ValueError: t outside [0, T), shapes that differ, or, at index 0, x_start
+                outside [−1, 1].
         """
         noise = self._noise_like(x_start, noise)
         x = self.q_sample(x_start, t, noise)

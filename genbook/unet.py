@@ -20,7 +20,8 @@ def sinusoidal_embedding(
     """Sines and cosines of t at frequencies from 1 to 1/10,000 ({eq}`eq-unet-embedding`).
 
     Raises ValueError where `dim` is odd or below 4.
-    Source: Vaswani et al. (2017), section 3.5.
+    Source: after Vaswani et al. (2017), section 3.5, with the frequencies of Ho et al.'s
+        code (2020).
     """
     if dim < 4 or dim % 2:
         raise ValueError(f"dim must be even and at least 4, got {dim}")
@@ -206,7 +207,7 @@ class Middle(nn.Module):
 
 
 class UNet(nn.Module):
-    """A noise in the shape of an image, by the noisy image and its step.
+    """Predicts the noise in a noisy image from the image and its step.
 
     Args:
         dim: channels at full size, a multiple of `groups`.
