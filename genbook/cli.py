@@ -36,6 +36,7 @@ FAMILIES = {  # name -> module
     "wgan": "genbook.wgan",
     "classifier": "genbook.classifier",
     "ddpm": "genbook.ddpm",
+    "probes": "genbook.probes",
 }
 
 

@@ -1,0 +1,161 @@
+"""What is measured on a recorded diffusion model, beyond what its chapter shows: properties, bad input, resuming."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from genbook import data, probes, training
+from genbook.ddpm import DDPM
+from genbook.probes import RECIPES, SAMPLERS, bring_back, draw, layers, linear_probe, unet_features
+
+
+@pytest.fixture(scope="module")
+def images():
+    return data.toy_house_numbers(24, seed=1).images
+
+
+@pytest.fixture(scope="module")
+def model():
+    with training.own_randomness(0):
+        return DDPM(20, dim=8, mults=(1, 1)).eval()
+
+
+def test_draws_repeat_and_stay_in_range(model):
+    for sampler in SAMPLERS:
+        one, two = draw(model, sampler, 4, 3, seed=1), draw(model, sampler, 4, 3, seed=1)
+        assert torch.equal(one, two) and one.shape == (3, 3, 32, 32)
+        assert one.abs().max() <= 1
+        assert not torch.equal(one, draw(model, sampler, 4, 3, seed=2))
+
+
+def test_a_draw_leaves_the_random_state_alone(model):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    draw(model, "ancestral", 2, 2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_more_than_a_batch_is_drawn(model):
+    assert draw(model, "ddim", 1, 65).shape == (65, 3, 32, 32)
+
+
+def test_bad_draws(model):
+    with pytest.raises(ValueError, match="sampler must be one of ancestral, half, ddim, adams"):
+        draw(model, "heun", 4, 2)
+    with pytest.raises(ValueError, match="steps must lie in"):
+        draw(model, "ddim", 21, 2)
+    with pytest.raises(ValueError, match="n must be at least 1"):
+        draw(model, "ddim", 4, 0)
+
+
+def test_a_little_noise_brings_back_the_image(model, images):
+    """After one step of noise of standard deviation 0.01 the guess can't be far, whatever the network says; after all of them it is."""
+    x = images[:8].float() / 127.5 - 1
+    near, far = ((bring_back(model, images[:8], t) - x).square().mean().sqrt() for t in (1, 20))
+    assert near < 0.05 < far
+
+
+def test_fewer_steps_back(model, images):
+    one = bring_back(model, images[:2], 20, stride=1)
+    assert torch.equal(one, bring_back(model, images[:2], 20, stride=1))
+    assert not torch.equal(one, bring_back(model, images[:2], 20, stride=10))
+    assert bring_back(model, images[:2], 3, stride=10).shape == (2, 3, 32, 32)  # one call at the least
+
+
+@pytest.mark.parametrize(("t", "stride"), [(0, 1), (21, 1), (5, 0)])
+def test_bad_returns(model, images, t, stride):
+    with pytest.raises(ValueError, match="t must lie in"):
+        bring_back(model, images, t, stride)
+
+
+def test_features_are_the_layers_outputs(model, images):
+    found = unet_features(model, images, 0, side=2)
+    assert list(found) == ["down 1", "down 2", "middle", "up 1", "last"] == list(layers(model.unet))
+    assert {name: f.shape for name, f in found.items()} == {name: (24, 8 * 4) for name in found}
+    seen = []
+    hook = model.unet.last.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        model.unet(images[:24].float() / 127.5 - 1, torch.zeros(24, dtype=torch.int64))
+    hook.remove()
+    by_hand = seen[0].unflatten(2, (2, 16)).unflatten(4, (2, 16)).mean((3, 5)).flatten(1)
+    torch.testing.assert_close(found["last"], by_hand, atol=1e-5, rtol=1e-4)
+
+
+def test_features_leave_no_hooks(model, images):
+    unet_features(model, images[:2], 5)
+    with pytest.raises(ValueError):
+        unet_features(model, images[:2, :1], 5)
+    assert not any(part._forward_hooks for part in layers(model.unet).values())
+
+
+def test_noise_of_features(model, images):
+    """Without noise the seed says nothing, with noise it does."""
+    for t, same in ((0, True), (10, False)):
+        a, b = (unet_features(model, images[:2], t, seed=seed)["last"] for seed in (0, 1))
+        assert torch.equal(a, b) == same
+    for t in (-1, 21):
+        with pytest.raises(ValueError, match=r"t must lie in \[0, 20\]"):
+            unet_features(model, images[:2], t)
+
+
+def test_probe_of_nothing_is_at_chance():
+    torch.manual_seed(0)
+    splits = [(torch.randn(600, 5), torch.randint(4, (600,))) for _ in range(3)]
+    assert abs(linear_probe(*splits) - 0.25) < 4 * (0.25 * 0.75 / 600) ** 0.5
+
+
+def test_probe_of_labels_is_right():
+    torch.manual_seed(0)
+    labels = [torch.randint(10, (300,)) for _ in range(3)]
+    splits = [(torch.eye(10)[y] + 0.01 * torch.randn(300, 10), y) for y in labels]
+    assert linear_probe(*splits) == 1.0
+
+
+@pytest.fixture
+def smoke():
+    return dataclasses.replace(
+        RECIPES["ddpm-svhn-compact-probes"].smoke(), samplers=(("ddim", 2),), noised_at=(500, 1000), looked_at=(), samples=16, returned=8
+    )
+
+
+def test_an_interrupted_measurement_goes_on(smoke, tmp_path, monkeypatch):
+    whole = probes.train(smoke, out=tmp_path / "whole", progress=False)
+    calls, real = [], probes.bring_back
+
+    def failing(*args):
+        calls.append(args[2])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(probes, "bring_back", failing)
+    with pytest.raises(KeyboardInterrupt):
+        probes.train(smoke, out=tmp_path / "cut", progress=False)
+    run = probes.train(smoke, out=tmp_path / "cut", progress=False)
+    assert calls == [500, 1000, 1000]  # the first is not measured again
+    assert {k: v["value"] for k, v in run.record["metrics"].items()} == {k: v["value"] for k, v in whole.record["metrics"].items()}
+    assert not (run.path / "checkpoint.pt").exists()
+    assert probes.evaluate(run) == run.record["metrics"]
+    with pytest.raises(ValueError, match="holds measurements; sample ddpm-toy instead"):
+        probes.sample(run, 4)
+
+
+def test_another_recipe_s_checkpoint_is_refused(smoke, tmp_path, monkeypatch):
+    monkeypatch.setattr(probes, "bring_back", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        probes.train(smoke, out=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="seed"):
+        probes.train(dataclasses.replace(smoke, seed=1), out=tmp_path, progress=False)
+
+
+def test_a_model_that_is_not_recorded(smoke, tmp_path):
+    with pytest.raises(ValueError, match="no run 'ddpm-tony'.*did you mean 'ddpm-toy'"):
+        probes.train(dataclasses.replace(smoke, model="ddpm-tony"), out=tmp_path, progress=False)
+
+
+def test_the_three_lengths_are_measured_alike():
+    recipes = [RECIPES[f"ddpm-small-t{T}-probes"] for T in (500, 1000, 1500)]
+    assert len({dataclasses.replace(r, name="", model="", samplers=()) for r in recipes}) == 1
+    assert [r.samplers for r in recipes] == [(("ddim", 50), ("ancestral", T)) for T in (500, 1000, 1500)]
