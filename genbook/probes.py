@@ -20,7 +20,7 @@ from . import classifier, data, ddpm, gaussian_vae, runs, training
 from .classifier import class_features, class_probabilities
 from .ddpm import DDPM
 from .gaussian_vae import nearest, scale_pixels, show_pixels
-from .quality import kernel_distance
+from .quality import bootstrap, kernel_distance
 from .samplers import crossing, denoise_from, sample_adams, sample_ddim
 from .unet import UNet
 from .viz import to_png
@@ -464,15 +464,14 @@ def final_metrics(
     }
     for key, features in of.items():
         features = features[: recipe.samples]
-        # Parts of the samples, each against its own part of the references.
-        n = max(2, min(16, len(features) // 8))
-        parts = zip(features.tensor_split(n), reference.tensor_split(n))
-        each = torch.tensor([kernel_distance(x, y) for x, y in parts])
+        value, low, high = bootstrap(
+            kernel_distance, features, reference, resamples=60, seed=recipe.seed
+        )
         note = f"to {len(reference)} test images, of {recipe.judge}'s last hidden layer"
         put(
             f"{key}_kernel_distance",
-            kernel_distance(features, reference),
-            each.std() / n**0.5,
+            value,
+            (high - low) / 3.92,
             len(features),
             "squared distance of features",
             note,
