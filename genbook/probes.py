@@ -52,7 +52,7 @@ def draw(
         n: images.
         seed: of all noise.
     Raises:
-        ValueError: no such sampler, or steps outside [1, T].
+        ValueError: no such sampler, steps outside [1, T], or n below 1.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
@@ -77,7 +77,7 @@ def bring_back(
         model: whose clipped noise the sampler follows.
         images: to noise.
         t: the step, 1 to T.
-        stride: steps that one call of the network goes back.
+        stride: steps that one call of the network goes back, at most.
         seed: of all noise.
     Raises:
         ValueError: t outside [1, T], or a stride below 1.
@@ -87,7 +87,7 @@ def bring_back(
             f"t must lie in [1, {model.diffusion.timesteps}] and stride be at least 1, "
             f"got {t} and {stride}"
         )
-    steps = max(1, t // stride)
+    steps = -(-(t - 1) // stride) + 1  # both ends are visited
     with training.own_randomness(seed):
         back = []
         for some in images.split(64):
@@ -127,7 +127,7 @@ def unet_features(
         side: a layer's output is averaged to side × side places.
         seed: of the noise.
     Returns:
-        by layer (`layers`), channels · side² numbers an image.
+        by layer (`layers`), channels · side² numbers per image.
     Raises:
         ValueError: t outside [0, T].
     """
@@ -163,9 +163,9 @@ def linear_probe(
     train: tuple[Float[Tensor, "n features"], Int64[Tensor, "n"]],
     valid: tuple[Float[Tensor, "m features"], Int64[Tensor, "m"]],
     test: tuple[Float[Tensor, "k features"], Int64[Tensor, "k"]],
-    strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2),
-) -> float:
-    """Share of test images that a linear classifier of features gets right.
+    strengths: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+) -> tuple[float, float]:
+    """Shares of validation and of test images that a linear classifier gets right.
 
     Multinomial logistic regression by scikit-learn on features scaled to mean 0 and
     variance 1 on the training images.
@@ -189,7 +189,7 @@ def linear_probe(
         right = probe.score(x_valid, y_valid)
         if right > best:
             best, chosen = right, probe
-    return float(chosen.score(x_test, y_test))
+    return float(best), float(chosen.score(x_test, y_test))
 
 # %% ../nbs/diffusion/probes.ipynb #0d336178
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class ProbesRecipe:
     name: str  # of the record and of its folder
     model: str  # the recorded diffusion model
     judge: str = "svhn-classifier"  # the recorded classifier that looks at images
-    vae: str = "vae-svhn"  # whose posterior means the network's features are held against
+    vae: str = "vae-svhn"  # its posterior means are compared with the network's features
     data: str = "svhn"
     samplers: tuple[tuple[str, int], ...] = tuple(
         (name, steps)
@@ -207,11 +207,11 @@ class ProbesRecipe:
         for steps in (5, 10, 20, 50, 100)
     ) + (("ancestral", 1000),)  # each a name of `SAMPLERS`, and calls of the network
     samples: int = 256  # of each sampler
-    references: int = 2000  # test images, and training images for the floor
+    references: int = 2000  # test images, and as many training images
     noised_at: tuple[int, ...] = (
         25, 50, 100, 150, 200, 250, 300, 350, 400, 450, 500, 600, 700, 800, 900, 1000,
     )  # fmt: skip
-    stride: int = 10  # steps that one call goes back
+    stride: int = 10  # steps that one call goes back, at most
     returned: int = 256  # test images that are noised and brought back
     looked_at: tuple[int, ...] = (0, 50, 100, 200, 400)  # steps of the features
     side: int = 4  # places along a side that features are averaged to
@@ -439,9 +439,11 @@ def final_metrics(
 ) -> dict[str, dict]:
     """The figures of a record from what was measured, kept in `features.safetensors`.
 
-    The kernel distance of the judge's features of each sampler's images to those of test
-    images, and of as many training images; the steps t* from which half of what makes an
-    image does not return (`kept`); and the best linear probe.
+    The kernel distances of the judge's features: of each sampler's images to those of
+    test images, of training images to them, and of test images to other test images; the
+    steps t* from which half of what makes an image does not return (`kept`); and the
+    linear probes: of the layer and step of the network that validation images choose, of
+    the VAE's posterior means, and of pixels.
     """
     found = {name: value.float() for name, value in found.items()}
     metrics = {}
@@ -457,17 +459,19 @@ def final_metrics(
             "note": note,
         }
 
-    reference = found["reference.test_features"]
-    of = {"train": found["reference.train_features"]} | {
-        f"{sampler}_{steps}": found[f"{sampler}-{steps}.features"]
+    reference, n = found["reference.test_features"], recipe.samples
+    sets = {  # test images against the other test images are the floor
+        "test": (reference[:n], reference[n:]),
+        "train": (found["reference.train_features"][:n], reference),
+    } | {
+        f"{sampler}_{steps}": (found[f"{sampler}-{steps}.features"], reference)
         for sampler, steps in recipe.samplers
     }
-    for key, features in of.items():
-        features = features[: recipe.samples]
+    for key, (features, others) in sets.items():
         value, low, high = bootstrap(
-            kernel_distance, features, reference, resamples=60, seed=recipe.seed
+            kernel_distance, features, others, resamples=60, seed=recipe.seed
         )
-        note = f"to {len(reference)} test images, of {recipe.judge}'s last hidden layer"
+        note = f"to {len(others)} test images, of {recipe.judge}'s last hidden layer"
         put(
             f"{key}_kernel_distance",
             value,
@@ -486,7 +490,7 @@ def final_metrics(
             note = f"t* of what returns; 95 % between {low:.0f} and {high:.0f}"
             put(f"{what}_lost", at, (high - low) / 3.92, len(share), "step", note, 1)
     probes = {
-        name: value.item() for name, value in found.items() if name.startswith("probe-")
+        name: value.tolist() for name, value in found.items() if name.startswith("probe-")
     }
     for key, names in (
         ("network_probe", [n for n in probes if not n.startswith("probe-others")]),
@@ -494,8 +498,8 @@ def final_metrics(
         ("pixels_probe", ["probe-others.pixels"]),
     ):
         if recipe.looked_at:
-            best = max(names, key=probes.__getitem__)
-            p, n = probes[best], recipe.probed[2]
+            best = max(names, key=lambda name: probes[name][0])  # by validation images
+            p, n = probes[best][1], recipe.probed[2]
             note = f"{best.removeprefix('probe-')}, of a linear classifier"
             put(key, p, (p * (1 - p) / n) ** 0.5, n, "share right", note)
     return metrics

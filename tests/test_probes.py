@@ -61,7 +61,7 @@ def test_fewer_steps_back(model, images):
     one = bring_back(model, images[:2], 20, stride=1)
     assert torch.equal(one, bring_back(model, images[:2], 20, stride=1))
     assert not torch.equal(one, bring_back(model, images[:2], 20, stride=10))
-    assert bring_back(model, images[:2], 3, stride=10).shape == (2, 3, 32, 32)  # one call at the least
+    assert bring_back(model, images[:2], 3, stride=10).shape == (2, 3, 32, 32)  # two calls
 
 
 @pytest.mark.parametrize(("t", "stride"), [(0, 1), (21, 1), (5, 0)])
@@ -103,14 +103,14 @@ def test_noise_of_features(model, images):
 def test_probe_of_nothing_is_at_chance():
     torch.manual_seed(0)
     splits = [(torch.randn(600, 5), torch.randint(4, (600,))) for _ in range(3)]
-    assert abs(linear_probe(*splits) - 0.25) < 4 * (0.25 * 0.75 / 600) ** 0.5
+    assert abs(linear_probe(*splits)[1] - 0.25) < 4 * (0.25 * 0.75 / 600) ** 0.5
 
 
 def test_probe_of_labels_is_right():
     torch.manual_seed(0)
     labels = [torch.randint(10, (300,)) for _ in range(3)]
     splits = [(torch.eye(10)[y] + 0.01 * torch.randn(300, 10), y) for y in labels]
-    assert linear_probe(*splits) == 1.0
+    assert linear_probe(*splits) == (1.0, 1.0)
 
 
 @pytest.fixture
@@ -153,6 +153,17 @@ def test_another_recipe_s_checkpoint_is_refused(smoke, tmp_path, monkeypatch):
 def test_a_model_that_is_not_recorded(smoke, tmp_path):
     with pytest.raises(ValueError, match="no run 'ddpm-tony'.*did you mean 'ddpm-toy'"):
         probes.train(dataclasses.replace(smoke, model="ddpm-tony"), out=tmp_path, progress=False)
+
+
+def test_validation_images_choose_the_probe(smoke, tmp_path):
+    """Of two layers the one that is better on validation images is reported, though it is worse on test images."""
+    recipe = dataclasses.replace(smoke, noised_at=(), looked_at=(0,))
+    found = {f"reference.{split}_features": torch.randn(32, 4) for split in ("train", "test")}
+    found |= {"ddim-2.features": torch.randn(16, 4), "probe-others.VAE": torch.tensor([0.3, 0.2]), "probe-others.pixels": torch.tensor([0.2, 0.1])}
+    found |= {"probe-0.middle": torch.tensor([0.6, 0.5]), "probe-0.last": torch.tensor([0.5, 0.7])}
+    metrics = probes.final_metrics(recipe, found)
+    assert metrics["network_probe"]["value"] == 0.5 and "0.middle" in metrics["network_probe"]["note"]
+    assert metrics["vae_probe"]["value"] == pytest.approx(0.2) and "digit_lost" not in metrics
 
 
 def test_the_three_lengths_are_measured_alike():
