@@ -14,7 +14,7 @@ from .gaussian_vae import nearest, scale_pixels
 
 # %% ../nbs/results/quality.ipynb #e6d40cfa
 def _checked(name, x):
-    """Samples in float64 on the CPU, a row each."""
+    """Samples in float64 on the CPU, one per row."""
     if x.ndim != 2 or not x.is_floating_point():
         raise ValueError(
             f"{name} must be floats of shape (n, d), got {x.dtype} of {tuple(x.shape)}"
@@ -51,8 +51,9 @@ def frechet_distance(
     """Squared Wasserstein-2 distance of the Gaussians with two samples' means and
     covariances ({eq}`eq-quality-frechet`), in squared units of the features.
 
-    Covariances are divided by n − 1 and may be singular. The value is biased upwards, by
-    about {eq}`eq-quality-bias`: compare values of the same n and m only.
+    Covariances are divided by n − 1 and may be singular. The value is biased upwards,
+    for two samples of one Gaussian by about {eq}`eq-quality-bias`: compare no values of
+    different n or m.
 
     Raises:
         ValueError: fewer than 2 samples, features that differ in number or aren't finite.
@@ -203,6 +204,7 @@ def bootstrap(
     Each resample is half of the rows of every sample, without replacement. The interval
     ({eq}`eq-quality-interval`) is one for the distributions: it is free of the bias of
     order 1/n that the value has, so it can lie wholly below the value, and below zero.
+    Near a distance of zero it is too wide, by a factor of about √3.
 
     Args:
         statistic: of as many samples as are given.
