@@ -112,7 +112,7 @@ def spread_steps(
     n: int,
     timesteps: int,
 ) -> Int64[Tensor, "n"]:
-    """Steps for n images, evenly from 0 to T − 1 ({eq}`eq-ddpm-stratified`)."""
+    """Indices of steps for n images, evenly from 0 to T − 1 ({eq}`eq-ddpm-stratified`)."""
     return torch.arange(n) * timesteps // n
 
 
@@ -124,7 +124,7 @@ def losses(
 ) -> Float[Tensor, "n"]:
     """Smooth L1 error of the predicted noise of each image, at its own of n spread steps.
 
-    Steps and noise are the same for every model and on every device.
+    Steps and noise are the same for every model of one T and on every device.
     """
     generator = torch.Generator().manual_seed(seed)
     steps, found = spread_steps(len(images), model.diffusion.timesteps), []
@@ -193,7 +193,7 @@ class DDPMRecipe:
     precision: str = "bf16"  # matrix products in bfloat16; "fp32" for none
     channels_last: bool = True  # in memory; with bf16, about half the time of a step
     sampler_steps: int = 50  # of DDIM, for pictures in training and for the metrics
-    samples: int = 128  # that the metrics look at
+    samples: int = 128  # that the metrics look at, 64 of them for neighbours
     eval_images: int = 2000  # of the validation and test sets, for the loss
     bound_images: int = 1000  # for the bound's first term; the t-th has 1 / t of them
     sample_epochs: tuple[int, ...] = (1, 5, 10, 15, 20, 25, 30)  # pictures are kept
@@ -244,7 +244,7 @@ RECIPES: dict[str, DDPMRecipe] = {
             data="toy_house_numbers",
             dim=16,
             mults=(1, 2, 4, 4),
-            epochs=320,  # 9,920 steps: with a tenth of them the colours are not learned
+            epochs=320,  # of 31 steps
             lr=5e-4,
             eval_images=500,
             sample_epochs=(10, 20, 40, 80, 160, 320),

@@ -95,6 +95,35 @@ HEADLINES: dict[str, Headline] = {
         "",
         digits=3,
     ),
+    "ddpm-svhn-compact": Headline(
+        "test_bits", "test bits a channel, by the bound",
+        "diffusion on SVHN, 3.43 M parameters, 12 epochs",
+        "",
+        digits=3,
+    ),
+    "ddpm-svhn-compact-probes": Headline(
+        "digit_lost", "step from which half of the images return as another digit",
+        "the same, noised and brought back",
+        "",
+        digits=0,
+    ),
+    **{
+        f"ddpm-small-t{T}": Headline(
+            "test_bits", "test bits a channel, by the bound",
+            f"diffusion on SVHN, {T:,} steps, 1.07 M parameters, 6 epochs",
+            "",
+            digits=3,
+        )
+        for T in (500, 1000, 1500)
+    },
+    **{
+        f"ddpm-small-t{T}-probes": Headline(
+            f"ancestral_{T}_kernel_distance", "kernel distance of samples to test images",
+            f"the same, sampled in {T:,} steps",
+            "",
+        )
+        for T in (500, 1000, 1500)
+    },
     "svhn-classifier": Headline(
         "test_accuracy", "share of test images named right",
         "the judge of digits",
