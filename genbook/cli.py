@@ -37,6 +37,7 @@ FAMILIES = {  # name -> module
     "classifier": "genbook.classifier",
     "ddpm": "genbook.ddpm",
     "probes": "genbook.probes",
+    "simsiam": "genbook.simsiam",
 }
 
 

@@ -448,7 +448,8 @@ def fit(
     epochs: int,  # passes over the data
     batch_size: int,  # of all processes together; what an epoch leaves over is dropped
     lr: float,  # the learning rate where the schedule's factor is 1
-    optimizer: "str | Callable" = "adam",  # in OPTIMIZERS, or a function like those
+    optimizer: "str | Callable" = "adam",  # in OPTIMIZERS, or a function like those;
+    # a group of weights that it marks `fix_lr` is left alone by the schedule
     weight_decay: float = 0.0,  # handed to the optimiser
     schedule: str = "constant",  # a name in SCHEDULES
     ema: float | None = None,  # decay of the running average of the weights; None for none
@@ -679,7 +680,7 @@ def fit(
                     let_move(mover)
                     descent = mover.descent
                     for group, base in zip(descent.param_groups, mover.base_lrs, strict=True):
-                        group["lr"] = base * factor
+                        group["lr"] = base if group.get("fix_lr") else base * factor
                     loss, metrics = mover.compute(batch)
                     descent.zero_grad()
                     loss.backward()
@@ -751,10 +752,13 @@ def keep_run(
     out: str | Path,  # the run's folder, where the training left checkpoint and metrics
     data_root: str | Path | None = None,  # where the data set is
     metrics: Callable[[nn.Module], Mapping[str, Mapping]],  # final figures of a model
+    weights: str = "model.safetensors",  # or the file that `metrics` writes in their place
 ) -> "runs.Run | None":
     """Keep the weights of a finished training and write its record; the checkpoint goes.
 
-    Of several processes the main one writes, and the others wait for it.
+    Of several processes the main one writes, and the others wait for it. Where `weights`
+    names another file, the model's weights are not kept, and `metrics` must write that file:
+    what the figures come from.
 
     Returns:
         The run, or None where the training was stopped; standard error says how to go on.
@@ -766,8 +770,9 @@ def keep_run(
         return None
     if result.main:
         model = result.model
-        weights = runs.save_weights(out / "model.safetensors", model)
-        model.load_state_dict(runs.load_weights(weights))
+        if weights == "model.safetensors":
+            kept = runs.save_weights(out / weights, model)
+            model.load_state_dict(runs.load_weights(kept))
         runs.write_record(
             out,
             name=recipe.name,
@@ -780,6 +785,7 @@ def keep_run(
             seconds=result.seconds,
             epochs_done=recipe.epochs,
             metrics=metrics(model),
+            weights=weights,
         )
         (out / "checkpoint.pt").unlink(missing_ok=True)
     PartialState().wait_for_everyone()
