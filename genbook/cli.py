@@ -38,6 +38,7 @@ FAMILIES = {  # name -> module
     "ddpm": "genbook.ddpm",
     "probes": "genbook.probes",
     "simsiam": "genbook.simsiam",
+    "relatives": "genbook.relatives",
 }
 
 

@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['MLP_MODES', 'RECIPES', 'PROBED', 'resnet18', 'CosineSimilarity', 'SimSiam', 'projector', 'predictor', 'check_views',
            'descent', 'adjust_learning_rate', 'SimSiamRecipe', 'objective', 'outputs', 'views_of', 'monitor',
-           'monitored', 'measure', 'final_metrics', 'keep_portrait', 'pretrain', 'train', 'build', 'evaluate', 'sample']
+           'monitored', 'measure', 'final_metrics', 'keep_portrait', 'pretrain', 'train', 'with_weights',
+           'judged_again', 'build', 'evaluate', 'sample']
 
 # %% ../nbs/selfsupervised/simsiam.ipynb #2c0503c3
 import dataclasses
@@ -265,9 +266,9 @@ class SimSiamRecipe:
     pred_dim: int = 512  # hidden units of the predictor
     stop_gradient: bool = True  # hold z still in the loss
     MLP_mode: str | None = None  # of the predictor: a name of `MLP_MODES`
-    epochs: int = 15
-    batch_size: int = 256  # the course: 1024, and 100 epochs
-    lr: float = 0.03  # for 256 images, in proportion for other batches
+    epochs: int = 10  # the course: 100, in batches of 1024
+    batch_size: int = 256
+    lr: float = 0.12  # for 256 images, in proportion for other batches; the course: 0.03
     weight_decay: float = 5e-4
     k: int = 200  # neighbours that vote
     temperature: float = 0.1  # of their votes
@@ -286,7 +287,6 @@ class SimSiamRecipe:
             pred_dim=32,
             epochs=2,
             batch_size=64,
-            lr=0.12,
             k=20,
             monitored=200,
         )
@@ -318,7 +318,7 @@ RECIPES: dict[str, SimSiamRecipe] = {
                 "identity-predictor": {"MLP_mode": "no_pred_mlp"},
                 "fixed-predictor": {"MLP_mode": "fixed_random_init"},
                 "projector-4096": {"dim": 4096},
-                "stem": {"stem": "cifar", "epochs": 200, "batch_size": 512},
+                "stem": {"stem": "cifar", "epochs": 200, "batch_size": 512, "lr": 0.03},
             }.items()
         ),
     )
@@ -619,13 +619,12 @@ def train(
     )
 
 
-def build(run: runs.Run) -> tuple[SimSiamRecipe, SimSiam]:
-    """A recorded run's recipe and model with the recorded weights, for inference.
+def with_weights(run: runs.Run, recipe) -> tuple:
+    """A run's recipe, and its model with the weights that were kept.
 
     Raises:
-        ValueError: a run that kept the figures' sources and no weights.
+        ValueError: a run that kept what its figures come from, and no weights.
     """
-    recipe = run.recipe_as(SimSiamRecipe)
     if not recipe.keep_weights:
         raise ValueError(
             f"{run.name} has kept no weights; train it again with keep_weights=True"
@@ -633,19 +632,34 @@ def build(run: runs.Run) -> tuple[SimSiamRecipe, SimSiam]:
     return recipe, run.load_into(recipe.model())
 
 
-def evaluate(
-    run: runs.Run,
-    data_root: str | Path | None = None,
+def judged_again(
+    run: runs.Run, recipe, data_root: str | Path | None = None
 ) -> dict[str, dict]:
-    """The final metrics of a recorded run, computed again from what it kept.
+    """The final metrics of a run, computed again from what it kept.
 
     From the weights and the data set where there are weights, else from the votes,
     distances and variances that were measured when it was made.
     """
-    recipe = run.recipe_as(SimSiamRecipe)
     if recipe.keep_weights:
-        return final_metrics(recipe, measure(*build(run), data_root))
+        return final_metrics(recipe, measure(*with_weights(run, recipe), data_root))
     return final_metrics(recipe, runs.load_weights(run.weights))
+
+
+def build(run: runs.Run) -> tuple[SimSiamRecipe, SimSiam]:
+    """A recorded run's recipe and model with the recorded weights, for inference.
+
+    Raises:
+        ValueError: a run that kept what its figures come from, and no weights.
+    """
+    return with_weights(run, run.recipe_as(SimSiamRecipe))
+
+
+def evaluate(
+    run: runs.Run,
+    data_root: str | Path | None = None,
+) -> dict[str, dict]:
+    """The final metrics of a recorded run, computed again from what it kept."""
+    return judged_again(run, run.recipe_as(SimSiamRecipe), data_root)
 
 
 def sample(run: runs.Run, n: int, seed: int = 0) -> Tensor:
