@@ -3,13 +3,14 @@
 # %% auto #0
 __all__ = ['MLP_MODES', 'RECIPES', 'PROBED', 'resnet18', 'CosineSimilarity', 'SimSiam', 'projector', 'predictor', 'check_views',
            'descent', 'adjust_learning_rate', 'SimSiamRecipe', 'objective', 'outputs', 'views_of', 'monitor',
-           'monitored', 'measure', 'final_metrics', 'keep_portrait', 'pretrain', 'train', 'with_weights',
-           'judged_again', 'build', 'evaluate', 'sample']
+           'monitored', 'in_company', 'expectation', 'measure', 'final_metrics', 'keep_portrait', 'pretrain', 'train',
+           'with_weights', 'judged_again', 'build', 'evaluate', 'sample']
 
 # %% ../nbs/selfsupervised/simsiam.ipynb #2c0503c3
 import dataclasses
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -414,6 +415,51 @@ def monitored(found: dict[str, Tensor]) -> dict[str, float]:
     }
 
 # %% ../nbs/selfsupervised/simsiam.ipynb #29d42994
+@torch.no_grad()
+def in_company(
+    model: nn.Module,
+    images: UInt8[Tensor, "n 3 side side"],
+    augment: Callable[[Tensor], Tensor],
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """What a batch's outputs look like in training, where BatchNorm sees the whole batch.
+
+    Returns:
+        "lengths" of the outputs, and "sides", their cosines to their mean direction.
+    """
+    with training.own_randomness(seed):
+        x = normalise(augment(images)).to(next(model.parameters()).device)
+        z = deepcopy(model).train().encoder(x).float().cpu()
+    mean = nn.functional.normalize(z, dim=1).mean(0, keepdim=True)
+    return {"lengths": z.norm(dim=1), "sides": nn.functional.cosine_similarity(z, mean)}
+
+
+@torch.no_grad()
+def expectation(
+    model: nn.Module,
+    images: UInt8[Tensor, "n 3 side side"],
+    augment: Callable[[Tensor], Tensor],
+    views: int = 16,
+    seed: int = 0,
+) -> Float[Tensor, "2 n"]:
+    """Cosines of an output, and of its prediction, to the mean output of other views.
+
+    Args:
+        views: that the mean is of, besides the one that is judged.
+    """
+    device = next(model.parameters()).device
+    with training.own_randomness(seed):
+        z = torch.stack(
+            [
+                outputs(model, images, lambda x: normalise(augment(x)))[1]
+                for _ in range(views + 1)
+            ]
+        )
+    first, mean = z[0], nn.functional.normalize(z[1:], dim=2).mean(0)
+    predicted = model.predictor(first.to(device)).float().cpu()
+    return torch.stack([model.similarity(one, mean) for one in (first, predicted)])
+
+# %% ../nbs/selfsupervised/simsiam.ipynb #774c2413
 PROBED = 10_000  # training images of the linear probe
 
 
@@ -424,8 +470,9 @@ def measure(
 ) -> dict[str, Tensor]:
     """All that the figures of a record come from, of a trained model, in float32.
 
-    By name: the votes of neighbours for test and for validation images, whether the linear
-    probe is right, what `monitor` sees on test images, and the features of 500 of them.
+    By name: the votes of neighbours for test and for validation images, how often the linear
+    probe is right, what `monitor` sees on test images, and the features of 500 of them; of a
+    batch of test images what `in_company` sees, and `expectation` where there is a predictor.
     """
     train, valid, test = (
         data.load(recipe.data, split, data_root) for split in ("train", "valid", "test")
@@ -436,7 +483,11 @@ def measure(
     probe = linear_probe(
         (bank[:PROBED], train.labels[:PROBED]), (queries, valid.labels), (fresh, test.labels)
     )
-    return {
+    batch = test.images[: recipe.batch_size]
+    found = in_company(model, batch, Augmentation(), recipe.seed)
+    if hasattr(model, "predictor"):
+        found["expectation"] = expectation(model, batch, Augmentation(), seed=recipe.seed)
+    return found | {
         "valid_votes": vote(queries).half(),
         "valid_labels": valid.labels.to(torch.uint8),
         "test_votes": vote(fresh).half(),
