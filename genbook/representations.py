@@ -4,8 +4,6 @@
 __all__ = ['knn_votes', 'spread', 'spectrum', 'effective_rank', 'squared_distances', 'closeness', 'alignment', 'uniformity']
 
 # %% ../nbs/selfsupervised/representations.ipynb #d14c205a
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -54,7 +52,8 @@ def knn_votes(
     votes = []
     for some in queries.split(rows):
         near, which = (some @ bank.T).topk(k, dim=1, sorted=False)
-        weight = ((near - 1) / temperature).exp()  # the largest exponent is 0
+        nearest = near.amax(1, keepdim=True)
+        weight = ((near - nearest) / temperature).exp()  # the largest exponent is 0
         of = torch.zeros(len(some), classes, dtype=weight.dtype, device=bank.device)
         votes.append(of.scatter_add_(1, labels[which], weight))
     votes = torch.cat(votes)

@@ -5,13 +5,10 @@ __all__ = ['Boxes', 'GREY', 'ADJUSTMENTS', 'MEAN', 'STD', 'draw_boxes', 'interpo
            'adjust_contrast', 'adjust_saturation', 'adjust_hue', 'jitter', 'Augmentation', 'normalise', 'plain_view']
 
 # %% ../nbs/selfsupervised/views.ipynb #8fb65ce2
-import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
