@@ -470,9 +470,9 @@ def measure(
 ) -> dict[str, Tensor]:
     """All that the figures of a record come from, of a trained model, in float32.
 
-    By name: the votes of neighbours for test and for validation images, how often the linear
-    probe is right, what `monitor` sees on test images, and the features of 500 of them; of a
-    batch of test images what `in_company` sees, and `expectation` where there is a predictor.
+    By name: the answers of neighbours for test and for validation images, and the labels; how
+    often the linear probe is right; what `monitor` sees on test images; of a batch of test
+    images what `in_company` sees, and `expectation` where there is a predictor.
     """
     train, valid, test = (
         data.load(recipe.data, split, data_root) for split in ("train", "valid", "test")
@@ -488,12 +488,11 @@ def measure(
     if hasattr(model, "predictor"):
         found["expectation"] = expectation(model, batch, Augmentation(), seed=recipe.seed)
     return found | {
-        "valid_votes": vote(queries).half(),
+        "valid_answers": vote(queries).argmax(1).to(torch.uint8),
         "valid_labels": valid.labels.to(torch.uint8),
-        "test_votes": vote(fresh).half(),
+        "test_answers": vote(fresh).argmax(1).to(torch.uint8),
         "test_labels": test.labels.to(torch.uint8),
         "probe": torch.tensor(probe),
-        "features": fresh[:500].half(),
         **monitor(*views_of(model, some, Augmentation(), seed=recipe.seed)),
     }
 
@@ -516,8 +515,8 @@ def final_metrics(recipe, found: dict[str, Tensor]) -> dict[str, dict]:
         put(key, right, se, n, split, "of 1", 2e-3, note)
 
     for split in ("valid", "test"):
-        labels = found[f"{split}_labels"].long()
-        right = (found[f"{split}_votes"].argmax(1) == labels).double().mean().item()
+        labels = found[f"{split}_labels"]
+        right = (found[f"{split}_answers"] == labels).double().mean().item()
         note = f"share named right by {recipe.k} nearest neighbours among training images"
         share(f"{split}_knn", right, len(labels), split, note)
         right = found["probe"].tolist()[("valid", "test").index(split)]
@@ -688,7 +687,7 @@ def judged_again(
 ) -> dict[str, dict]:
     """The final metrics of a run, computed again from what it kept.
 
-    From the weights and the data set where there are weights, else from the votes,
+    From the weights and the data set where there are weights, else from the answers,
     distances and variances that were measured when it was made.
     """
     if recipe.keep_weights:
