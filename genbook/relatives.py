@@ -206,7 +206,7 @@ def heavily(augment: Callable[[Tensor], Tensor], tiles: int = 4) -> Callable:
     """An augmentation whose views are cut up on top of all else."""
     return lambda images: jigsaw(augment(images), tiles)
 
-
+# %% ../nbs/selfsupervised/relatives.ipynb #43bdaa0a
 def directional(augment: Callable[[Tensor], Tensor], tiles: int = 4) -> Callable:
     """The objective of DSSL on SimSiam: heavy views follow standard ones, never lead.
 

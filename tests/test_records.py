@@ -13,7 +13,7 @@ import os
 import pytest
 import torch
 
-from genbook import classifier, cli, critics, data, ddpm, gan, gaussian_vae, probes, runs, vae, wgan
+from genbook import classifier, cli, critics, data, ddpm, gan, gaussian_vae, probes, relatives, runs, simsiam, vae, wgan
 from genbook.importance import importance_log_likelihood
 from genbook.training import own_randomness
 
@@ -24,6 +24,7 @@ COLOUR = [name for name, run in RECORDS.items() if run.recipe["family"] == "gaus
 CRITICS = [name for name, run in RECORDS.items() if run.recipe["family"] == "critics"]
 KINDS = {"vae": ("-means", "-draws"), "gaussian-vae": ("-samples", "-reconstructions"), "gan": ("-samples",), "ddpm": ("",)}  # of pictures
 PROBES = [name for name, run in RECORDS.items() if run.recipe["family"] == "probes"]
+REPRESENTATIONS = [name for name, run in RECORDS.items() if run.recipe["family"] in ("simsiam", "relatives")]
 DIFFUSION = [name for name, run in RECORDS.items() if run.recipe["family"] == "ddpm"]
 FIELDS = {kind: [field.name for field in dataclasses.fields(recipe)] for kind, recipe in cli.all_recipes().values()}
 
@@ -435,3 +436,28 @@ def test_layers_know_more_than_pixels():
     for other in (vae_means, pixels):
         assert network["value"] > other["value"] + 4 * (network["se"] ** 2 + other["se"] ** 2) ** 0.5
     assert run.figure("digit_lost") < run.figure("colour_lost")
+
+
+@pytest.mark.parametrize("name", [name for name in REPRESENTATIONS if not RECORDS[name].recipe["keep_weights"]])
+def test_figures_of_representations_are_those_of_what_was_kept(name):
+    family = {"simsiam": simsiam, "relatives": relatives}[RECORDS[name].recipe["family"]]
+    assert family.evaluate(RECORDS[name]) == RECORDS[name].record["metrics"]
+
+
+def test_the_monitor_sees_what_it_saw(images):
+    """Of the default run, whose weights are kept, on the test images of the record; its kNN is for `genbook evaluate`, which takes minutes."""
+    run = record("simsiam-cifar10")
+    recipe, model = simsiam.build(run)
+    some = images(run, "test")[: recipe.monitored]
+    seen = simsiam.monitored(simsiam.monitor(*simsiam.views_of(model, some, simsiam.Augmentation(), seed=recipe.seed)))
+    for key, value in seen.items():
+        assert abs(value - run.figure(key)) <= run.record["metrics"][key]["tolerance"], key
+
+
+def test_representations_have_learned_or_collapsed():
+    """kNN and the monitor, of runs of the same budget."""
+    full, no_stop, identity = (record(f"simsiam-cifar10{name}") for name in ("", "-no-stopgrad", "-identity-predictor"))
+    assert full.figure("test_knn") > 0.35 and full.figure("spread") * 2048**0.5 > 0.9
+    for run in (no_stop, identity):
+        assert run.figure("test_knn") < full.figure("test_knn") - 0.1
+        assert run.figure("spread") * 2048**0.5 < 0.25 and run.figure("uniformity") > -0.05 and run.figure("rank") < 3

@@ -1,0 +1,131 @@
+"""SimSiam and its relatives beyond what their chapters show: resume, what a record keeps, who may build it."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from genbook import cli, data, relatives, runs, simsiam, training
+from genbook.simsiam import RECIPES, SimSiam, resnet18
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    """The first 200 images of each split, so that several runs take seconds."""
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda *a, **k: data.Split(*(part[:200] for part in load(*a, **k))))
+
+
+def tiny(recipe):
+    """A smoke recipe cut down further."""
+    return dataclasses.replace(recipe.smoke(), dim=32, batch_size=40, precision="fp32", monitored=50)
+
+
+@pytest.mark.parametrize(("module", "name"), [(simsiam, "simsiam-cifar10"), (relatives, "byol-cifar10")])
+def test_a_run_resumes_where_it_was(tmp_path, module, name, monkeypatch):
+    """Interrupted in the middle of the epoch and started again: the same record, bit for bit."""
+    recipe = tiny(module.RECIPES[name])
+    whole = module.train(recipe, out=tmp_path / name, device="cpu", progress=False)
+    fit, make, calls = training.fit, simsiam.objective, 0
+
+    def interrupted(augment):
+        of = make(augment)
+
+        def count(*arguments):
+            nonlocal calls
+            calls += 1
+            if calls == 4:
+                raise KeyboardInterrupt
+            return of(*arguments)
+
+        return count
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "objective", interrupted)
+        patch.setattr(simsiam.training, "fit", lambda *a, **k: fit(*a, **{**k, "checkpoint_seconds": 0}))
+        with pytest.raises(KeyboardInterrupt):
+            module.train(recipe, out=tmp_path / "parts", device="cpu", progress=False)
+    assert (tmp_path / "parts" / "checkpoint.pt").exists()
+    parts = module.train(recipe, out=tmp_path / "parts", device="cpu", progress=False)
+    assert not (tmp_path / "parts" / "checkpoint.pt").exists()
+    assert parts.weights.read_bytes() == whole.weights.read_bytes()
+    assert parts.record["metrics"] == whole.record["metrics"]
+    fields = {kind: [field.name for field in dataclasses.fields(recipe)] for kind in ("simsiam", "relatives")}
+    assert runs.validate(tmp_path / name, fields) == []
+    assert {path.name for path in whole.samples} == {"neighbours.png", "views.png"}
+    again = module.evaluate(parts)
+    for key, metric in parts.record["metrics"].items():  # of 200 images one may fall on the other side
+        assert abs(again[key]["value"] - metric["value"]) <= max(metric["tolerance"], 0.011), key
+
+
+def test_runs_without_weights_keep_what_figures_come_from(tmp_path):
+    recipe = tiny(RECIPES["simsiam-cifar10-no-stopgrad"])
+    run = simsiam.train(recipe, out=tmp_path / recipe.name, device="cpu", progress=False)
+    assert run.weights.name == "features.safetensors" and not (run.path / "model.safetensors").exists()
+    assert simsiam.evaluate(run) == json.loads(json.dumps(run.record["metrics"]))
+    with pytest.raises(ValueError, match="kept no weights"):
+        simsiam.build(run)
+    with pytest.raises(ValueError, match="draws no images"):
+        simsiam.sample(run, 2)
+    kept = dataclasses.replace(recipe, name="kept", keep_weights=True)
+    run = simsiam.train(kept, out=tmp_path / "kept", device="cpu", progress=False)
+    built, model = simsiam.build(run)
+    assert built == kept and not model.training and not model.stop_gradient
+
+
+def test_runs_see_the_same_images_and_views(tmp_path, monkeypatch):
+    """The ablations differ in one field, and in nothing that chance decides."""
+    seen = {}
+    for name in ("simsiam-cifar10", "simsiam-cifar10-no-stopgrad", "simsiam-cifar10-identity-predictor"):
+        forward = SimSiam.forward
+
+        def noted(model, x1, x2, name=name, forward=forward):
+            seen.setdefault(name, []).append(x1.detach().clone())
+            return forward(model, x1, x2)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SimSiam, "forward", noted)
+            simsiam.train(tiny(RECIPES[name]), out=tmp_path / name, device="cpu", progress=False)
+    first, *others = seen.values()
+    assert len(first) == 5
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_recipes_are_the_course_s():
+    recipe = RECIPES["simsiam-cifar10"]
+    assert (recipe.dim, recipe.pred_dim, recipe.weight_decay, recipe.k, recipe.temperature) == (2048, 512, 5e-4, 200, 0.1)
+    assert RECIPES["simsiam-cifar10-projector-4096"].dim == 4096
+    model = recipe.model()
+    shapes = [tuple(layer.weight.shape) for layer in model.encoder.fc if isinstance(layer, torch.nn.Linear)]
+    assert shapes == [(512, 512), (512, 512), (2048, 512)] and not model.encoder.fc[-1].affine
+    shapes = [tuple(layer.weight.shape) for layer in model.predictor if isinstance(layer, torch.nn.Linear)]
+    assert shapes == [(512, 2048), (2048, 512)]
+    names = set(RECIPES) | set(relatives.RECIPES)
+    assert names <= set(cli.all_recipes())
+
+
+def test_a_plain_torchvision_encoder_will_do():
+    """`base_encoder` is any function that makes a ResNet with a last layer `fc`."""
+    from genbook.data import import_torchvision
+
+    model = SimSiam(import_torchvision().models.resnet18, dim=16, pred_dim=4)
+    p1, p2, z1, z2 = model(*torch.randn(2, 4, 3, 32, 32))
+    assert p1.shape == z2.shape == (4, 16) and not z1.requires_grad
+    assert -1 <= model.loss(p1, p2, z1, z2).item() <= 1
+
+
+def test_the_cifar_stem_sees_more():
+    """Four times four places are left at the end with it, and one with ImageNet's."""
+    for stem, side in (("imagenet", 1), ("cifar", 4)):
+        net, seen = resnet18(stem=stem), []
+        net.layer4.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+        net.eval()(torch.randn(1, 3, 32, 32))
+        assert seen[0] == (1, 512, side, side)
+
+
+def test_k_larger_than_the_bank_is_refused(tmp_path):
+    recipe = dataclasses.replace(tiny(RECIPES["simsiam-cifar10"]), k=201)
+    with pytest.raises(ValueError, match="k must be from 1 to the 200 images"):
+        simsiam.train(recipe, out=tmp_path, device="cpu", progress=False)
