@@ -93,7 +93,8 @@ def fixed_points(
 ) -> tuple[float, float]:
     """p₋ and p₊, where the toy rests with |w| = p: a saddle and what attracts.
 
-    See {eq}`eq-collapse-fixed-points`. Without decay they are 0 and c/a.
+    See {eq}`eq-collapse-fixed-points`. Without decay they are 0 and c/a, and then every w
+    rests at p = c/a.
 
     Args:
         a: E[x₁²], the second moment of a view.
@@ -188,7 +189,7 @@ def predictor_scatter(
 ) -> float:
     """Variance of the toy's predictor under SGD, with targets averaged over n views.
 
-    See {eq}`eq-collapse-scatter`.
+    For Gaussian images and noise, see {eq}`eq-collapse-scatter`.
 
     Args:
         n: views in the mean.
@@ -198,10 +199,13 @@ def predictor_scatter(
         step: s, the learning rate.
         batch: B, images in a batch.
     Raises:
-        ValueError: no views, or a step from which the variance grows without end.
+        ValueError: no views or images, or a step that is not positive or from which the
+            variance grows without end.
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    if n < 1 or batch < 1 or step <= 0:
+        raise ValueError(
+            f"n and batch must be at least 1 and step positive, got {n}, {batch} and {step}"
+        )
     left = 2 - step * w**2 * a * (1 + 2 / batch)
     if left <= 0:
         largest = 2 / (w**2 * a * (1 + 2 / batch))

@@ -35,7 +35,7 @@ def knn_votes(
         memory: bytes that a table of similarities may take.
     Raises:
         ValueError: k is below 1 or larger than the bank, a temperature that is not
-            positive, or features of different numbers.
+            positive, features of different numbers, or a label that is no class.
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"k must be from 1 to the {len(bank)} images of the bank, got {k}")
@@ -45,6 +45,10 @@ def knn_votes(
         raise ValueError(
             f"bank, labels and queries do not fit: {tuple(bank.shape)}, "
             f"{tuple(labels.shape)} and {tuple(queries.shape)}"
+        )
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"labels must be 0 to {classes - 1}, got {labels.min()} to {labels.max()}"
         )
     bank = F.normalize(bank, dim=1)
     queries = F.normalize(queries, dim=1)
@@ -84,19 +88,31 @@ def effective_rank(variances: Float[Tensor, "d"]) -> Float[Tensor, ""]:
     """
     total = variances.double().sum()
     if total <= 0:
-        return torch.tensor(0.0)
+        return variances.new_zeros((), dtype=torch.float32)
     return torch.special.entr(variances.double() / total).sum().exp().float()
 
 
 def squared_distances(
     z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"]
 ) -> Float[Tensor, "n"]:
-    """Squared distance of the ℓ²-normalised outputs of two views, per image, in [0, 4]."""
+    """Squared distance of the ℓ²-normalised outputs of two views, per image, in [0, 4].
+
+    Raises:
+        ValueError: outputs of different shapes.
+    """
+    if z1.shape != z2.shape:
+        raise ValueError(f"shapes must agree, got {tuple(z1.shape)} and {tuple(z2.shape)}")
     return (F.normalize(z1, dim=1) - F.normalize(z2, dim=1)).square().sum(1)
 
 
 def closeness(z: Float[Tensor, "n d"], t: float = 2.0) -> Float[Tensor, "n"]:
-    """Mean of exp(−t · squared distance) from each image's output to all others'."""
+    """Mean of exp(−t · squared distance) from each image's output to all others'.
+
+    Raises:
+        ValueError: a single image.
+    """
+    if len(z) < 2:
+        raise ValueError("closeness needs at least two images")
     z = F.normalize(z, dim=1)
     kernel = (2 * t * (z @ z.T - 1)).exp()
     return (kernel.sum(1) - kernel.diagonal()) / (len(z) - 1)

@@ -66,7 +66,8 @@ def resnet18(
         zero_init_residual: start every residual block as the identity.
         stem: "imagenet" (7 × 7, stride 2, then pooling) or "cifar" (3 × 3, no pooling).
     Raises:
-        ValueError: another stem.
+        ValueError: another stem; and from the network with the stem of ImageNet, images
+            of another size.
     """
     models = data.import_torchvision().models
     net = models.resnet18(num_classes=num_classes, zero_init_residual=zero_init_residual)
@@ -75,6 +76,7 @@ def resnet18(
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         net.maxpool = nn.Identity()
     elif stem == "imagenet":
+        net.register_forward_pre_hook(_small_images_only)
         first, second = net.layer4
         first.conv1 = _live(first.conv1, slice(1, 3))  # sees 2 × 2 pixels
         first.conv2 = _live(first.conv2, slice(1, 2))
@@ -83,6 +85,12 @@ def resnet18(
     else:
         raise ValueError(f"stem must be 'imagenet' or 'cifar', got {stem!r}")
     return net
+
+
+def _small_images_only(net: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Refuse images for which the weights that were cut off would count."""
+    if inputs[0].shape[2:] != (32, 32):
+        raise ValueError(f"images must be of 32 × 32 pixels, got {tuple(inputs[0].shape)}")
 
 
 def _live(conv: nn.Conv2d, part: slice) -> nn.Conv2d:
@@ -248,7 +256,7 @@ def adjust_learning_rate(
     Raises:
         ValueError: an epoch outside [0, epochs].
     """
-    if not 0 <= epoch <= epochs:
+    if epochs < 1 or not 0 <= epoch <= epochs:
         raise ValueError(f"epoch must lie in [0, {epochs}], got {epoch}")
     lr = init_lr * training.cosine(epoch / epochs)
     for group in optimizer.param_groups:
@@ -442,7 +450,7 @@ def expectation(
     views: int = 16,
     seed: int = 0,
 ) -> Float[Tensor, "2 n"]:
-    """Cosines of an output, and of its prediction, to the mean output of other views.
+    """Cosines of an output, and of its prediction, to the mean direction of other views'.
 
     Args:
         views: that the mean is of, besides the one that is judged.
@@ -500,7 +508,7 @@ def measure(
 def final_metrics(recipe, found: dict[str, Tensor]) -> dict[str, dict]:
     """What a record says of a representation, from what `measure` found.
 
-    Standard errors are over images, and no error over seeds.
+    Standard errors, of shares and of the alignment, are over images; none is over seeds.
     """
     metrics = {}
 
@@ -529,9 +537,9 @@ def final_metrics(recipe, found: dict[str, Tensor]) -> dict[str, dict]:
         "alignment": "squared distance of two views",
         "uniformity": "log of the mean kernel; evenly spread: near -4",
     }
-    errors = {key: (found[key].float().std() / n**0.5).item() for key in ("apart", "close")}
+    error = (found["apart"].float().std() / n**0.5).item()
     for key, value in monitored(found).items():
-        se = {"alignment": errors["apart"]}.get(key)
+        se = error if key == "alignment" else None
         put(key, value, se, n, "test", "1", 0.01 * max(1, abs(value)), notes[key])
     return metrics
 
@@ -668,163 +676,7 @@ def train(
         progress=progress,
     )
 
-
-def with_weights(run: runs.Run, recipe) -> tuple:
-    """A run's recipe, and its model with the weights that were kept.
-
-    Raises:
-        ValueError: a run that kept what its figures come from, and no weights.
-    """
-    if not recipe.keep_weights:
-        raise ValueError(
-            f"{run.name} has kept no weights; train it again with keep_weights=True"
-        )
-    return recipe, run.load_into(recipe.model())
-
-
-def judged_again(
-    run: runs.Run, recipe, data_root: str | Path | None = None
-) -> dict[str, dict]:
-    """The final metrics of a run, computed again from what it kept.
-
-    From the weights and the data set where there are weights, else from the answers,
-    distances and variances that were measured when it was made.
-    """
-    if recipe.keep_weights:
-        return final_metrics(recipe, measure(*with_weights(run, recipe), data_root))
-    return final_metrics(recipe, runs.load_weights(run.weights))
-
-
-def build(run: runs.Run) -> tuple[SimSiamRecipe, SimSiam]:
-    """A recorded run's recipe and model with the recorded weights, for inference.
-
-    Raises:
-        ValueError: a run that kept what its figures come from, and no weights.
-    """
-    return with_weights(run, run.recipe_as(SimSiamRecipe))
-
-
-def evaluate(
-    run: runs.Run,
-    data_root: str | Path | None = None,
-) -> dict[str, dict]:
-    """The final metrics of a recorded run, computed again from what it kept."""
-    return judged_again(run, run.recipe_as(SimSiamRecipe), data_root)
-
-
-def sample(run: runs.Run, n: int, seed: int = 0) -> Tensor:
-    """A representation draws no images: always a ValueError that says so."""
-    raise ValueError(f"{run.name} is of a network that draws no images")
-
 # %% ../nbs/selfsupervised/simsiam.ipynb #35fc51f1
-def pretrain(
-    recipe,
-    *,
-    family: str,
-    objective: Callable,
-    optimizer: Callable[[nn.Module], Callable],
-    out: str | Path,
-    data_root: str | Path | None = None,
-    device: str | None = None,
-    resume: bool = True,
-    progress: bool = True,
-) -> runs.Run | None:
-    """Train a recipe without labels, look at it after each epoch, and write its record.
-
-    Labels are read to judge alone: after an epoch by the neighbours of validation images,
-    at the end also by those of test images.
-
-    Args:
-        recipe: a frozen dataclass with what `SimSiamRecipe` names.
-        family: of models, as the command line names it.
-        objective: of `training.fit`.
-        optimizer: from the model to an optimiser of `training.fit`.
-    Returns:
-        The run, or None where Ctrl-C stopped the training: standard error tells.
-    """
-    out = Path(out)
-    train, valid = (data.load(recipe.data, split, data_root) for split in ("train", "valid"))
-    some, labels = (part[: recipe.monitored] for part in valid)
-    halved = recipe.precision == "bf16"
-
-    def look(model, epoch):
-        bank, queries = (outputs(model, x, halved=halved)[0] for x in (train.images, some))
-        votes = knn_votes(bank, train.labels, queries, recipe.k, recipe.temperature)
-        right = (votes.argmax(1) == labels).float().mean()
-        seen = monitor(*views_of(model, some, Augmentation(), halved, recipe.seed))
-        return {
-            "valid_knn": right.item(),
-            **{f"valid_{key}": value for key, value in monitored(seen).items()},
-        }
-
-    model = recipe.model()
-    result = training.fit(
-        model,
-        objective,
-        train.images,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        lr=recipe.lr * recipe.batch_size / 256,
-        optimizer=optimizer(model),
-        weight_decay=recipe.weight_decay,
-        schedule="cosine",
-        seed=recipe.seed,
-        precision=recipe.precision,
-        channels_last=recipe.channels_last,
-        device=device,
-        evaluate=look,
-        checkpoint=out / "checkpoint.pt",
-        checkpoint_seconds=120,
-        resume=resume,
-        fingerprint=dataclasses.asdict(recipe),
-        log=out / "metrics.csv",
-        progress=progress,
-    )
-
-    def judge(model):
-        found = measure(recipe, model, data_root)
-        keep_portrait(out, recipe, model, data_root)
-        kept = runs.save_weights(out / "features.safetensors", found, dtype=None)
-        return final_metrics(recipe, runs.load_weights(kept))
-
-    return training.keep_run(
-        result,
-        recipe,
-        family=family,
-        out=out,
-        data_root=data_root,
-        metrics=judge,
-        weights="model.safetensors" if recipe.keep_weights else "features.safetensors",
-    )
-
-
-def train(
-    recipe: SimSiamRecipe,
-    *,
-    out: str | Path,
-    data_root: str | Path | None = None,
-    device: str | None = None,
-    resume: bool = True,
-    progress: bool = True,
-) -> runs.Run | None:
-    """Train a recipe, resuming an earlier attempt, and write its record to a folder.
-
-    Returns:
-        The run, or None where Ctrl-C stopped the training: standard error tells.
-    """
-    return pretrain(
-        recipe,
-        family="simsiam",
-        objective=objective(Augmentation()),
-        optimizer=descent,
-        out=out,
-        data_root=data_root,
-        device=device,
-        resume=resume,
-        progress=progress,
-    )
-
-
 def with_weights(run: runs.Run, recipe) -> tuple:
     """A run's recipe, and its model with the weights that were kept.
 

@@ -38,7 +38,8 @@ def draw_boxes(
     Returns:
         top, left, height and width, each Int64 (n,), in pixels.
     Raises:
-        ValueError: a range that is not one of positive numbers, or scale above 1.
+        ValueError: scale is no interval in (0, 1], or ratio no interval of positive numbers
+            that holds 1.
     """
     if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= 1 <= ratio[1]:
         raise ValueError(
@@ -60,7 +61,7 @@ def draw_boxes(
     width = torch.where(some, width.gather(1, first)[:, 0], side)
     height = torch.where(some, height.gather(1, first)[:, 0], side)
     top, left = (
-        (torch.rand(n, device=device) * (side + 1 - extent)).long().clamp(max=side - 1)
+        (torch.rand(n, device=device) * (side + 1 - extent)).long().minimum(side - extent)
         for extent in (height, width)
     )
     return top, left, height, width
@@ -200,6 +201,8 @@ class Augmentation:
         shares = (self.p_jitter, self.p_grey, self.p_mirror)
         if not all(0 <= share <= 1 for share in shares):
             raise ValueError(f"shares of images must lie in [0, 1], got {shares}")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale must lie in (0, 1], got {self.scale}")
         if min(self.jitter) < 0 or max(self.jitter[:3]) > 1 or self.jitter[3] > 0.5:
             raise ValueError(
                 f"jitter must lie in [0, 1], and in [0, 0.5] for the hue, got {self.jitter}"
@@ -253,5 +256,11 @@ def normalise(
 def plain_view(
     images: UInt8[Tensor, "n 3 side side"],
 ) -> Float[Tensor, "n 3 side side"]:
-    """Images as a network sees them that is judged: nothing drawn, only normalised."""
+    """Images as a network sees them that is judged: nothing drawn, only normalised.
+
+    Raises:
+        ValueError: images that are not bytes.
+    """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8, got {images.dtype}")
     return normalise(images / 255)
