@@ -53,7 +53,9 @@ def test_notebook_leaves_torch_as_it_found_it(name):
     code = "\n".join(book.cells(json.loads(NOTEBOOKS[name].read_text("utf8")), "code"))
     switches = re.findall(r"^torch\.set_grad_enabled\((True|False)\)", code, re.MULTILINE)
     assert switches[-1:] != ["False"], "switch gradients on again in the last cell"
-    assert "torch.set_default_" not in code
+    types = re.findall(r"^torch\.set_default_dtype\(torch\.(\w+)\)", code, re.MULTILINE)
+    assert types[-1:] in ([], ["float32"]), "go back to float32 in the last cell"
+    assert code.count("torch.set_default_") == len(types)
 
 
 def test_every_notebook_is_in_the_table_of_contents(root):
