@@ -103,13 +103,13 @@ def covariance_term(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
 def vicreg_loss(
     z1: Float[Tensor, "n d"],
     z2: Float[Tensor, "n d"],
-    invariance: float = 1.0,
-    variance: float = 1.0,
-    covariance: float = 0.04,
+    invariance: float = 25.0,
+    variance: float = 25.0,
+    covariance: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Distance of the views, spread of each dimension, covariances ({eq}`eq-vicreg`).
 
-    Bardes, Ponce and LeCun (2022); their weights 25, 25 and 1, divided by 25.
+    Bardes, Ponce and LeCun (2022), with the weights and the means of their code.
     """
     check_outputs(z1, z2)
     return (
