@@ -124,6 +124,39 @@ HEADLINES: dict[str, Headline] = {
         )
         for T in (500, 1000, 1500)
     },
+    **{
+        f"simsiam-cifar10{name}": Headline(
+            "test_knn", "share of test images that neighbours name right",
+            f"SimSiam on CIFAR-10 (JPEG){what}, 10 epochs",
+            published,
+            digits=3,
+        )
+        for name, what, published in (
+            ("", "", "0.59 at 100 epochs (course)"),
+            ("-no-stopgrad", ", no stop-gradient", "0.10 at 100 epochs (course)"),
+            ("-identity-predictor", ", no predictor", "0.10 at 100 epochs (course)"),
+            ("-fixed-predictor", ", fixed predictor", "0.16 at 100 epochs (course)"),
+            ("-projector-4096", ", 4096 outputs", ""),
+        )
+    },
+    **{
+        name: Headline(
+            "test_knn", "share of test images that neighbours name right",
+            f"{what} on CIFAR-10 (JPEG), 5 epochs",
+            "",
+            digits=3,
+        )
+        for name, what in (
+            ("simsiam-cifar10-short", "SimSiam"),
+            ("byol-cifar10", "BYOL"),
+            ("simclr-cifar10", "SimCLR"),
+            ("barlow-twins-cifar10", "Barlow Twins"),
+            ("barlow-twins-cifar10-projector-4096", "Barlow Twins, 4096 outputs,"),
+            ("vicreg-cifar10", "VICReg"),
+            ("simsiam-cifar10-heavy", "SimSiam, heavy views,"),
+            ("dssl-cifar10", "DSSL"),
+        )
+    },
     "svhn-classifier": Headline(
         "test_accuracy", "share of test images named right",
         "the judge of digits",

@@ -550,11 +550,11 @@ def keep_portrait(
     model: nn.Module,
     data_root: str | Path | None = None,
 ) -> None:
-    """Pictures for pages that have no data: views, and neighbours.
+    """Pictures for pages that have no data: neighbours, and views.
 
-    `samples/views.png` has test images, each before seven views of it, and
-    `samples/neighbours.png` the same images, each before the seven training images whose
-    features point most nearly the same way.
+    `samples/neighbours.png` has test images, each before the seven training images whose
+    features point most nearly the same way; and `samples/views.png`, of runs that keep
+    their weights, the same images before seven of their views, which are alike for all.
     """
     train, test = (data.load(recipe.data, split, data_root) for split in ("train", "test"))
     some = test.images[:8]
@@ -564,7 +564,10 @@ def keep_portrait(
         nn.functional.normalize(outputs(model, images)[0]) for images in (train.images, some)
     )
     near = train.images[(queries @ bank.T).topk(7).indices] / 255
-    for name, rows in (("views", torch.stack(views, 1)), ("neighbours", near)):
+    pictures = {"neighbours": near}
+    if recipe.keep_weights:
+        pictures["views"] = torch.stack(views, 1)
+    for name, rows in pictures.items():
         shown = torch.cat([some[:, None] / 255, rows], 1).flatten(0, 1)
         runs.write_atomic(out / "samples" / f"{name}.png", to_png(shown, ncols=8))
 
