@@ -103,8 +103,8 @@ def class_probabilities(
 
 @torch.no_grad()
 def class_features(
-    classifier: Classifier,
-    x: Float[Tensor, "n 3 32 32"],
+    classifier: nn.Module,
+    x: Float[Tensor, "n c h w"],
 ) -> Float[Tensor, "n features"]:
     """What a classifier's last hidden layer says of many images in [−1, 1], on the CPU."""
     device = next(classifier.parameters()).device

@@ -39,6 +39,7 @@ FAMILIES = {  # name -> module
     "probes": "genbook.probes",
     "simsiam": "genbook.simsiam",
     "relatives": "genbook.relatives",
+    "comparison": "genbook.comparison",
 }
 
 

@@ -176,6 +176,15 @@ class Classifier(nn.Sequential):
             nn.Linear(128, 10),
         )
 
+    def features(
+        self,
+        x: Float[Tensor, "batch 1 28 28"],
+    ) -> Float[Tensor, "batch 128"]:
+        """What the last hidden layer says of images in [−1, 1]."""
+        for layer in list(self)[:-1]:
+            x = layer(x)
+        return x
+
 
 def _classification(model, batch):
     images, labels = batch

@@ -234,12 +234,15 @@ class VAE(nn.Module):
     def sample(
         self,
         n: int,
+        draw: bool = False,
     ) -> Float[Tensor, "n 3 32 32"]:
-        """The modes of p(x|z) at `n` draws of the prior; they may leave [−1, 1]."""
+        """The modes of p(x|z) at `n` draws of the prior, or draws from it; they may leave
+        [−1, 1]."""
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         z = torch.randn(n, self.latent, device=self.mean.weight.device)
-        return self.decode(z).mode()
+        likelihood = self.decode(z)
+        return likelihood.sample() if draw else likelihood.mode()
 
     def log_p_x_given_z(
         self,

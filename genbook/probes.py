@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLERS', 'RECIPES', 'draw', 'bring_back', 'layers', 'unet_features', 'linear_probe', 'ProbesRecipe', 'Measured',
-           'measure', 'kept', 'final_metrics', 'train', 'build', 'evaluate', 'sample']
+           'measure', 'kept', 'final_metrics', 'keep_measured', 'train', 'build', 'evaluate', 'sample']
 
 # %% ../nbs/diffusion/probes.ipynb #86a5fc10
 import dataclasses
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -505,6 +506,54 @@ def final_metrics(
     return metrics
 
 # %% ../nbs/diffusion/probes.ipynb #9fbc8a3b
+def keep_measured(
+    recipe: Any,
+    found: Measured,
+    *,
+    family: str,
+    out: Path,
+    metrics: Callable[[Any, dict[str, Tensor]], dict[str, dict]],
+    data_root: str | Path | None = None,
+    device: str | None = None,
+) -> runs.Run:
+    """Write the record of what was measured to a folder; the checkpoint goes.
+
+    Everything that the figures come from is kept in `features.safetensors`, in half
+    precision, and the figures are computed from what is kept.
+
+    Args:
+        recipe: a frozen dataclass with the fields name, data, seed, precision and epochs.
+        found: what was measured.
+        family: of recipes, as the command line names it.
+        out: the record's folder.
+        metrics: of the recipe and of what is kept, the figures.
+        data_root: where the data set is.
+        device: that the measurement ran on.
+    """
+    clock, rows = 0.0, []
+    for i, seconds in enumerate(found.seconds.values()):
+        clock += seconds
+        rows.append({"iteration": i, "seconds": clock})
+    runs.write_metrics(out / "metrics.csv", rows)
+    kept = runs.save_weights(out / "features.safetensors", found)
+    run = runs.write_record(
+        out,
+        name=recipe.name,
+        family=family,
+        recipe=dataclasses.asdict(recipe),
+        data=data.provenance(recipe.data, data_root),
+        seed=recipe.seed,
+        device=device or "cpu",
+        precision=recipe.precision,
+        seconds=clock,
+        epochs_done=recipe.epochs,
+        weights="features.safetensors",
+        metrics=metrics(recipe, runs.load_weights(kept)),
+    )
+    found.path.unlink(missing_ok=True)
+    return run
+
+
 def train(
     recipe: ProbesRecipe,
     *,
@@ -516,34 +565,20 @@ def train(
 ) -> runs.Run:
     """Measure a recorded model and write the record of it to a folder.
 
-    What an interrupted attempt measured is not measured again. Everything that the
-    figures come from is kept in `features.safetensors`, in half precision.
+    What an interrupted attempt measured is not measured again.
     """
     out = Path(out)
     runs.version_info()  # of the code that measures, whatever is edited meanwhile
     found = measure(recipe, out, data_root, device, resume, progress)
-    clock, rows = 0.0, []
-    for i, seconds in enumerate(found.seconds.values()):
-        clock += seconds
-        rows.append({"iteration": i, "seconds": clock})
-    runs.write_metrics(out / "metrics.csv", rows)
-    kept = runs.save_weights(out / "features.safetensors", found)
-    run = runs.write_record(
-        out,
-        name=recipe.name,
+    return keep_measured(
+        recipe,
+        found,
         family="probes",
-        recipe=dataclasses.asdict(recipe),
-        data=data.provenance(recipe.data, data_root),
-        seed=recipe.seed,
-        device=device or "cpu",
-        precision=recipe.precision,
-        seconds=clock,
-        epochs_done=recipe.epochs,
-        weights="features.safetensors",
-        metrics=final_metrics(recipe, runs.load_weights(kept)),
+        out=out,
+        metrics=final_metrics,
+        data_root=data_root,
+        device=device,
     )
-    found.path.unlink(missing_ok=True)
-    return run
 
 
 def build(run: runs.Run) -> tuple[ProbesRecipe, dict[str, Tensor]]:
