@@ -227,6 +227,7 @@ def final_metrics(
         }
 
     half = partial(bootstrap, resamples=recipe.resamples, seed=recipe.seed)
+    fewer = partial(half, resamples=max(20, recipe.resamples // 5))  # slow, and for widths
     for name in recipe.sets:
         key, known = name.replace(" ", "_"), recipe.reference(name)
         x, y = (found[f"{which}.features"].float() for which in (name, known))
@@ -239,7 +240,7 @@ def final_metrics(
                 put(f"{key}_{what}_low", low, None, unit, "95 % interval's lower end")
                 put(f"{key}_{what}_high", high, None, unit, "95 % interval's upper end")
             for i, what in enumerate(("precision", "recall")):
-                value, low, high = half(lambda a, b: precision_recall(b, a)[i], x, y)
+                value, low, high = fewer(lambda a, b: precision_recall(b, a)[i], x, y)
                 put(f"{key}_{what}", value, (high - low) / 3.92, "of 1", note)
         classes = nn.functional.one_hot(found[f"{name}.classes"].long(), 10).float()
         value, low, high = half(lambda p: entropy(class_shares(p)), classes)
