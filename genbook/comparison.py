@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'ComparisonRecipe', 'judge_of', 'black_and_white', 'model_images', 'seconds_per_1000', 'chosen', 'measure',
-           'final_metrics', 'train', 'build', 'evaluate', 'sample']
+           'detail_distance', 'final_metrics', 'train', 'build', 'evaluate', 'sample']
 
 # %% ../nbs/results/comparison.ipynb #7afc165a
 import dataclasses
@@ -183,14 +183,16 @@ def measure(
     """
     judge = judge_of(runs.Run.open(recipe.judge)).to(device or "cpu")
     of = {name: runs.Run.open(name) for name in recipe.models()}
-    train, test = (data.load(recipe.data, split, data_root) for split in ("train", "test"))
-    full = 1 if recipe.data == "toy_digits" else 255
+    full = 255 if recipe.data == "toy_digits" else 1  # what white is multiplied by
+    levels = {
+        split: data.load(recipe.data, split, data_root).images * full
+        for split in ("train", "valid", "test")
+    }
     weights = {name: run.record["weights"]["sha256"] for name, run in of.items()}
     settings = {k: str(v) for k, v in dataclasses.asdict(recipe).items()} | weights
     measured = Measured(out / "checkpoint.pt", settings, resume)
     halved = torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16")
     few = min(64, recipe.samples // 8)
-    levels = {"train": train.images * (255 // full), "test": test.images * (255 // full)}
     real = chosen(levels["train"], levels["test"], recipe.samples, recipe.seed)
 
     def images(name):
@@ -202,6 +204,10 @@ def measure(
         with training.own_randomness(recipe.seed):
             return black_and_white(x) if draws else x
 
+    def memorised(x):
+        near = memorisation(x, levels["train"], levels["test"], recipe.seed)
+        return torch.tensor(near)
+
     def look(name):
         x = images(name).float()
         picture = to_png(show_pixels(x[:40]), ncols=10)
@@ -212,8 +218,7 @@ def measure(
             "roughness": roughness(x),
         }
         if name.removesuffix(" draws") in of:
-            near = memorisation(x, levels["train"], levels["test"], recipe.seed)
-            found["memorised"] = torch.tensor(near)
+            found["memorised"] = memorised(x)
         if name in of:
             with halved:
                 seconds = seconds_per_1000(of[name], recipe.samples // 4, few)
@@ -222,9 +227,33 @@ def measure(
 
     for name in tqdm(recipe.sets, desc=recipe.name, unit="set", disable=not progress):
         measured.once(name, partial(look, name))
+    held_out = scale_pixels(levels["valid"][: recipe.samples])
+    measured.once("valid", lambda: {"memorised": memorised(held_out)})
     return measured
 
 # %% ../nbs/results/comparison.ipynb #560c1b0c
+def detail_distance(
+    x: Float[Tensor, "n"],
+    y: Float[Tensor, "n"],
+) -> float:
+    """Wasserstein distance of the logarithms of two samples of roughness.
+
+    0.69 where one set of images is twice as rough as the other ({eq}`eq-comparison-detail`).
+
+    Args:
+        x, y: of as many images, as `genbook.wgan.roughness` gives it.
+    Raises:
+        ValueError: samples of different sizes, or a roughness that isn't above 0.
+    """
+    if x.shape != y.shape or x.ndim != 1 or len(x) == 0:
+        told = f"{tuple(x.shape)} and {tuple(y.shape)}"
+        raise ValueError(f"x and y must hold as many numbers, got {told}")
+    if min(x.min(), y.min()) <= 0:
+        raise ValueError("roughness must be above 0")
+    x, y = (some.double().log().sort().values for some in (x, y))
+    return (x - y).abs().mean().item()
+
+# %% ../nbs/results/comparison.ipynb #cb9aeaf8
 def final_metrics(
     recipe: ComparisonRecipe,
     found: dict[str, Tensor],
@@ -233,7 +262,8 @@ def final_metrics(
 
     For each set against the test images: the Fréchet and the kernel distance of features,
     each with the ends of its interval; precision and recall; the entropy of the classes;
-    the roughness; and for a model the memorised share and the seconds for 1,000 images.
+    the roughness and its distance; and for a model the memorised share, beside that of
+    validation images, and the seconds for 1,000 images.
     """
     metrics, n = {}, recipe.samples
     network = f"last hidden layer of {recipe.judge}'s classifier"
@@ -268,16 +298,21 @@ def final_metrics(
         classes = nn.functional.one_hot(found[f"{name}.classes"].long(), 10).float()
         value, low, high = half(lambda p: entropy(class_shares(p)), classes)
         put(f"{key}_entropy", value, (high - low) / 3.92, "nats", f"of classes, {n} images")
-        rough = found[f"{name}.roughness"].double()
+        rough, smooth = (found[f"{which}.roughness"].double() for which in (name, known))
         unit, note = "squared pixels", "mean squared difference of neighbouring pixels"
         put(f"{key}_roughness", rough.mean(), rough.std() / n**0.5, unit, note, 1e-4)
-        if f"{name}.memorised" in found:
-            p = found[f"{name}.memorised"].item()
-            note = "share nearer to a training image than to any test image; honest: 0.5"
-            put(f"{key}_memorised", p, (p * (1 - p) / n) ** 0.5, "of 1", note)
+        if name != known:
+            value, low, high = half(detail_distance, rough, smooth)
+            unit, note = "factor's logarithm", f"of roughness, to {n} images of {known}"
+            put(f"{key}_detail", value, (high - low) / 3.92, unit, note)
         if f"{name}.seconds" in found:
             seconds, note = found[f"{name}.seconds"], "to draw 1,000 images"
             put(f"{key}_seconds", seconds, None, "seconds of one core", note)
+    note = "share nearer to a training image than to any of as many test images"
+    for name in (*recipe.sets, "valid"):
+        if f"{name}.memorised" in found:
+            p, key = found[f"{name}.memorised"].item(), name.replace(" ", "_")
+            put(f"{key}_memorised", p, (p * (1 - p) / n) ** 0.5, "of 1", note)
     return metrics
 
 # %% ../nbs/results/comparison.ipynb #d93bbb46
