@@ -203,24 +203,13 @@ def final_metrics(
             ("accuracy", right, "of 1", "share of images named as labelled", 5e-4),
             ("nll", -log_p, "nats", "mean −log p of the label", 2e-3),
         ):
-            metrics[f"{split}_{key}"] = {
-                "value": values.mean().item(),
-                "se": (values.std() / len(values) ** 0.5).item(),
-                "n": len(values),
-                "split": split,
-                "unit": unit,
-                "tolerance": tolerance,
-                "note": note,
-            }
-        metrics[f"{split}_calibration"] = {
-            "value": calibration(p.max(1).values, right),
-            "se": None,
-            "n": len(right),
-            "split": split,
-            "unit": "of 1",
-            "tolerance": 1e-3,
-            "note": "mean |confidence − share right|, ten bins of confidence",
-        }
+            metrics[f"{split}_{key}"] = runs.mean_metric(
+                values, split=split, unit=unit, tolerance=tolerance, note=note
+            )
+        metrics[f"{split}_calibration"] = runs.metric(
+            calibration(p.max(1).values, right), n=len(right), split=split, unit="of 1",
+            tolerance=1e-3, note="mean |confidence − share right|, ten bins of confidence",
+        )  # fmt: skip
     return metrics
 
 

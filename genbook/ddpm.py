@@ -273,19 +273,6 @@ def final_metrics(
     Of averaged weights, in float32. Standard errors are over images, and no error over
     seeds.
     """
-
-    def figure(values, split, unit, note, tolerance):
-        values = values.double()
-        return {
-            "value": values.mean().item(),
-            "se": values.std().item() / len(values) ** 0.5,
-            "n": len(values),
-            "split": split,
-            "unit": unit,
-            "tolerance": tolerance,
-            "note": note,
-        }
-
     metrics = {}
     loaded = {
         split: data.load(recipe.data, split, data_root).images
@@ -293,8 +280,10 @@ def final_metrics(
     }
     for split in ("valid", "test"):
         found = losses(model, loaded[split][: recipe.eval_images], recipe.seed)
-        note = "of the predicted noise, a channel, steps spread evenly, one an image"
-        metrics[f"{split}_loss"] = figure(found, split, "smooth L1", note, 1e-4)
+        metrics[f"{split}_loss"] = runs.mean_metric(
+            found, split=split, unit="smooth L1", tolerance=1e-4,
+            note="of the predicted noise, a channel, steps spread evenly, one an image",
+        )  # fmt: skip
 
     # The bound's terms have different numbers of pairs: not a mean over images.
     test = loaded["test"]
@@ -315,28 +304,25 @@ def final_metrics(
         "test_bits_first": (terms[0], squares[0], counts[0], "the bound's first term"),
     }
     for name, (nats, square, n, note) in bits.items():
-        metrics[name] = {
-            "value": nats.item() * per_nat,
-            "se": square.item() ** 0.5 * per_nat,
-            "n": int(n),
-            "split": "test",
-            "unit": "bits a channel",
-            "tolerance": 1e-3,
-            "note": note,
-        }
+        metrics[name] = runs.metric(
+            nats.item() * per_nat, se=square.item() ** 0.5 * per_nat, n=n,
+            split="test", unit="bits a channel", tolerance=1e-3, note=note,
+        )  # fmt: skip
 
     with training.own_randomness(recipe.seed):
         samples = model.sample(recipe.samples, recipe.sampler_steps).cpu().clamp(-1, 1)
     real = scale_pixels(test[:2000])
     for name, pictures in (("sample", samples[:64]), ("test", real[:64])):
         distances, _ = nearest(pictures, loaded["train"])
-        note = "root-mean-square distance to the nearest training image, scale of [-1, 1]"
-        distance = distances[:, 0]
-        metrics[f"{name}_neighbour"] = figure(distance, "train", "pixels", note, 2e-3)
+        metrics[f"{name}_neighbour"] = runs.mean_metric(
+            distances[:, 0], split="train", unit="pixels", tolerance=2e-3,
+            note="root-mean-square distance to the nearest training image, scale of [-1, 1]",
+        )  # fmt: skip
     for name, pictures, split in (("sample", samples, "train"), ("test", real, "test")):
-        note = "mean squared difference of neighbouring pixels, scale of [-1, 1]"
-        detail, unit = roughness(pictures), "squared pixels"
-        metrics[f"{name}_roughness"] = figure(detail, split, unit, note, 5e-4)
+        metrics[f"{name}_roughness"] = runs.mean_metric(
+            roughness(pictures), split=split, unit="squared pixels", tolerance=5e-4,
+            note="mean squared difference of neighbouring pixels, scale of [-1, 1]",
+        )  # fmt: skip
     return metrics
 
 # %% ../nbs/diffusion/ddpm.ipynb #c80cc431

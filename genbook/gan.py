@@ -285,23 +285,6 @@ def final_metrics(
 
     Standard errors are over images, and no error over seeds.
     """
-
-    def figure(value, se, n, split, unit, note, tolerance):
-        return {
-            "value": float(value),
-            "se": None if se is None else float(se),
-            "n": n,
-            "split": split,
-            "unit": unit,
-            "tolerance": tolerance,
-            "note": note,
-        }
-
-    def mean(values, *rest):
-        values = values.double()
-        n = len(values)
-        return figure(values.mean(), values.std() / n**0.5, n, *rest)
-
     test = load_digits(recipe, "test", data_root)
     real = scale_grey(test.images)
     device = next(model.parameters()).device
@@ -312,30 +295,33 @@ def final_metrics(
     seen = {name: class_probabilities(classifier, x) for name, x in
             (("test", real), ("sample", fake))}  # fmt: skip
     right = (seen["test"].argmax(1) == test.labels).float()
-    note = "of the classifier that names the samples, on real images"
     metrics = {
-        "classifier_accuracy": mean(right, "test", "of 1", note, 2e-4),
-    }
+        "classifier_accuracy": runs.mean_metric(
+            right, split="test", unit="of 1", tolerance=2e-4,
+            note="of the classifier that names the samples, on real images",
+        )
+    }  # fmt: skip
     for name, probabilities in seen.items():
         split = "test" if name == "test" else "train+valid"
         what = "test images" if name == "test" else "samples"
         n = len(probabilities)
         shares = probabilities.argmax(1).bincount(minlength=10) / n
-        metrics[f"{name}_trust"] = mean(
-            trust[name].cpu(), split, "probability", f"mean D of {what}", 2e-4
-        )
-        metrics[f"{name}_entropy"] = figure(
-            entropy(shares), None, n, split, "nats",
-            f"of the classes of {what}; at most log 10 = {math.log(10):.4f}", 2e-3,
+        metrics[f"{name}_trust"] = runs.mean_metric(
+            trust[name], split=split, unit="probability", tolerance=2e-4,
+            note=f"mean D of {what}",
+        )  # fmt: skip
+        metrics[f"{name}_entropy"] = runs.metric(
+            entropy(shares), n=n, split=split, unit="nats", tolerance=2e-3,
+            note=f"of the classes of {what}; at most log 10 = {math.log(10):.4f}",
         )  # fmt: skip
         least = shares.min()
-        metrics[f"{name}_rarest"] = figure(
-            least, (least * (1 - least) / n).sqrt(), n, split, "of 1",
-            f"share of the rarest class among {what}", 1e-3,
+        metrics[f"{name}_rarest"] = runs.metric(
+            least, se=(least * (1 - least) / n).sqrt(), n=n, split=split, unit="of 1",
+            tolerance=1e-3, note=f"share of the rarest class among {what}",
         )  # fmt: skip
-        metrics[f"{name}_confidence"] = mean(
-            probabilities.max(1).values, split, "probability",
-            f"of the class that the classifier gives to {what}", 5e-4,
+        metrics[f"{name}_confidence"] = runs.mean_metric(
+            probabilities.max(1).values, split=split, unit="probability", tolerance=5e-4,
+            note=f"of the class that the classifier gives to {what}",
         )  # fmt: skip
     return metrics
 

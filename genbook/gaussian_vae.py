@@ -420,36 +420,29 @@ def final_metrics(
 
     Standard errors are over images, and no error over seeds.
     """
-
-    def figure(values, split, unit, note, tolerance=0.02):
-        values = values.double()
-        return {
-            "value": values.mean().item(),
-            "se": values.std().item() / len(values) ** 0.5,
-            "n": len(values),
-            "split": split,
-            "unit": unit,
-            "tolerance": tolerance,
-            "note": note,
-        }
-
     metrics, scale = {}, "on the scale of [-1, 1]"
+    nats = {"unit": "nats", "tolerance": 0.02}
+    bits = {"unit": "bits a channel", "tolerance": 1e-4}
     logvar = model.output_logvar.item()
     for split in ("valid", "test"):
         images = data.load(recipe.data, split, data_root).images
         nll, kl, error = elbo_of(model, images)
         drawn = "one sample of z an image"
-        metrics[f"{split}_elbo"] = figure(
-            -nll - kl, split, "nats", f"{drawn}, closed-form KL"
-        )
-        metrics[f"{split}_nll"] = figure(nll, split, "nats", drawn)
-        metrics[f"{split}_kl"] = figure(kl, split, "nats", "closed form")
-        metrics[f"{split}_mse"] = figure(
-            error, split, "squared pixels", f"a channel, {scale}, {drawn}", 1e-5
-        )
-    bits = bits_per_dimension(-nll - kl, logvar)
-    unit = "bits a channel"
-    metrics["test_elbo_bits"] = figure(bits, "test", unit, "from the ELBO", 1e-4)
+        for key, values, note in (
+            ("elbo", -nll - kl, f"{drawn}, closed-form KL"),
+            ("nll", nll, drawn),
+            ("kl", kl, "closed form"),
+        ):
+            metrics[f"{split}_{key}"] = runs.mean_metric(
+                values, split=split, note=note, **nats
+            )
+        metrics[f"{split}_mse"] = runs.mean_metric(
+            error, split=split, unit="squared pixels", tolerance=1e-5,
+            note=f"a channel, {scale}, {drawn}",
+        )  # fmt: skip
+    metrics["test_elbo_bits"] = runs.mean_metric(
+        bits_per_dimension(-nll - kl, logvar), split="test", note="from the ELBO", **bits
+    )
     # log p(x) takes long, and its difference to the bound varies less from image to image than
     # either: it is estimated on some images, and its mean added to the bound of all.
     some, elbo = images[: recipe.eval_images], (-nll - kl).cpu()
@@ -457,9 +450,13 @@ def final_metrics(
         x = scale_pixels(some).to(model.mean.weight.device)
         gain = model.log_likelihood(x, recipe.eval_samples).cpu() - elbo[: len(some)]
     note = f"importance sampling, K = {recipe.eval_samples}"
-    metrics["test_gain"] = figure(gain, "test", "nats", f"of log p(x) over the ELBO, {note}")
+    metrics["test_gain"] = runs.mean_metric(
+        gain, split="test", note=f"of log p(x) over the ELBO, {note}", **nats
+    )
     shared = torch.stack([elbo[: len(some)], gain]).double().cov()[0, 1].item()
-    log_px = figure(elbo, "test", "nats", f"{note}; the ELBO of all and test_gain")
+    log_px = runs.mean_metric(
+        elbo, split="test", note=f"{note}; the ELBO of all and test_gain", **nats
+    )
     log_px["value"] += metrics["test_gain"]["value"]
     log_px["se"] = math.sqrt(
         max(0, log_px["se"] ** 2 + metrics["test_gain"]["se"] ** 2 + 2 * shared / len(elbo))
@@ -470,28 +467,22 @@ def final_metrics(
         **log_px,
         "value": bits_per_dimension(log_px["value"], logvar),
         "se": log_px["se"] * per_nat,
-        "unit": unit,
-        "tolerance": 1e-4,
+        **bits,
     }
     train = data.load(recipe.data, "train", data_root).images
     means, _ = posteriors_of(model, train)
-    metrics["active_units"] = {
-        "value": (means.var(0) > ACTIVE).sum().item(),
-        "se": None,
-        "n": len(train),
-        "split": "train",
-        "unit": "latents",
-        "tolerance": 0,
-        "note": f"variance over images of the posterior mean above {ACTIVE}",
-    }
+    metrics["active_units"] = runs.metric(
+        (means.var(0) > ACTIVE).sum(), n=len(train), split="train", unit="latents",
+        tolerance=0, note=f"variance over images of the posterior mean above {ACTIVE}",
+    )  # fmt: skip
     with training.own_randomness(recipe.seed):
         pictures = {"sample": model.sample(64).cpu()}
     pictures["reconstruction"] = reconstruct(model, images[:64])
     for kind, some in pictures.items():
         distances, _ = nearest(some, train)
         note = f"root-mean-square distance to the nearest training image, {scale}"
-        metrics[f"{kind}_neighbour"] = figure(
-            distances[:, 0], "train", "pixels", note, 1e-3
+        metrics[f"{kind}_neighbour"] = runs.mean_metric(
+            distances[:, 0], split="train", unit="pixels", tolerance=1e-3, note=note
         )
     return metrics
 

@@ -448,18 +448,6 @@ def final_metrics(
     """
     found = {name: value.float() for name, value in found.items()}
     metrics = {}
-
-    def put(key, value, se, n, unit, note, tolerance=1e-3):
-        metrics[key] = {
-            "value": float(value),
-            "se": float(se),
-            "n": int(n),
-            "split": "test",
-            "unit": unit,
-            "tolerance": tolerance,
-            "note": note,
-        }
-
     reference, n = found["reference.test_features"], recipe.samples
     sets = {  # test images against the other test images are the floor
         "test": (reference[:n], reference[n:]),
@@ -472,15 +460,11 @@ def final_metrics(
         value, low, high = bootstrap(
             kernel_distance, features, others, resamples=60, seed=recipe.seed
         )
-        note = f"to {len(others)} test images, of {recipe.judge}'s last hidden layer"
-        put(
-            f"{key}_kernel_distance",
-            value,
-            (high - low) / 3.92,
-            len(features),
-            "squared distance of features",
-            note,
-        )
+        metrics[f"{key}_kernel_distance"] = runs.metric(
+            value, se=(high - low) / 3.92, n=len(features), split="test",
+            unit="squared distance of features", tolerance=1e-3,
+            note=f"to {len(others)} test images, of {recipe.judge}'s last hidden layer",
+        )  # fmt: skip
 
     if recipe.noised_at:
         t, of_images = kept(recipe, found)
@@ -488,8 +472,11 @@ def final_metrics(
             if share.mean(0).min() > 0.5:
                 continue  # it never comes to that
             at, low, high = crossing(t, share, seed=recipe.seed)
-            note = f"t* of what returns; 95 % between {low:.0f} and {high:.0f}"
-            put(f"{what}_lost", at, (high - low) / 3.92, len(share), "step", note, 1)
+            metrics[f"{what}_lost"] = runs.metric(
+                at, se=(high - low) / 3.92, n=len(share), split="test", unit="step",
+                tolerance=1,
+                note=f"t* of what returns; 95 % between {low:.0f} and {high:.0f}",
+            )  # fmt: skip
     probes = {
         name: value.tolist() for name, value in found.items() if name.startswith("probe-")
     }
@@ -501,8 +488,11 @@ def final_metrics(
         if recipe.looked_at:
             best = max(names, key=lambda name: probes[name][0])  # by validation images
             p, n = probes[best][1], recipe.probed[2]
-            note = f"{best.removeprefix('probe-')}, of a linear classifier"
-            put(key, p, (p * (1 - p) / n) ** 0.5, n, "share right", note)
+            metrics[key] = runs.metric(
+                p, se=(p * (1 - p) / n) ** 0.5, n=n, split="test", unit="share right",
+                tolerance=1e-3,
+                note=f"{best.removeprefix('probe-')}, of a linear classifier",
+            )  # fmt: skip
     return metrics
 
 # %% ../nbs/diffusion/probes.ipynb #9fbc8a3b

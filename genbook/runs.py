@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['FILE_LIMIT', 'TOTAL_LIMIT', 'METRIC_KEYS', 'RECORD_KEYS', 'INNER_KEYS', 'LIBRARIES', 'runs_root', 'write_atomic',
            'write_metrics', 'save_weights', 'load_weights', 'describe_weights', 'Run', 'all_runs', 'validate',
-           'validate_all', 'version_info', 'device_info', 'write_record']
+           'validate_all', 'metric', 'mean_metric', 'version_info', 'device_info', 'write_record']
 
 # %% ../nbs/appendix/records.ipynb #0b562fcc
 import csv
@@ -367,31 +367,31 @@ def _is_number(value: object) -> bool:
     )
 
 
-def _metric_problems(key: str, metric: object) -> list[str]:
+def _metric_problems(where: str, metric: object) -> list[str]:
     if not isinstance(metric, Mapping):
-        return [f"metrics.{key} is not a table of {', '.join(METRIC_KEYS)}"]
+        return [f"{where} is not a table of {', '.join(METRIC_KEYS)}"]
     problems = [
-        f"metrics.{key} lacks {name!r}" for name in METRIC_KEYS if name not in metric
+        f"{where} lacks {name!r}" for name in METRIC_KEYS if name not in metric
     ]
     if "value" in metric and not _is_number(metric["value"]):
-        problems.append(f"metrics.{key}.value is {metric['value']}, not a finite number")
+        problems.append(f"{where}.value is {metric['value']}, not a finite number")
     if metric.get("se") is not None and not (
         _is_number(metric["se"]) and metric["se"] >= 0
     ):
         problems.append(
-            f"metrics.{key}.se is {metric['se']}, neither null nor a finite number >= 0"
+            f"{where}.se is {metric['se']}, neither null nor a finite number >= 0"
         )
     if "n" in metric and not (isinstance(metric["n"], int) and metric["n"] > 0):
-        problems.append(f"metrics.{key}.n is {metric['n']}, not a count above 0")
+        problems.append(f"{where}.n is {metric['n']}, not a count above 0")
     if "tolerance" in metric and not (
         _is_number(metric["tolerance"]) and metric["tolerance"] >= 0
     ):
         problems.append(
-            f"metrics.{key}.tolerance is {metric['tolerance']}, not a finite number >= 0"
+            f"{where}.tolerance is {metric['tolerance']}, not a finite number >= 0"
         )
     for name in ("split", "unit"):
         if name in metric and not (isinstance(metric[name], str) and metric[name]):
-            problems.append(f"metrics.{key}.{name} is {metric[name]!r}, not a word")
+            problems.append(f"{where}.{name} is {metric[name]!r}, not a word")
     return problems
 
 
@@ -444,7 +444,7 @@ def _record_problems(run: Run, fields: Mapping[str, Collection[str]] | None) -> 
         problems += [
             problem
             for key, metric in record["metrics"].items()
-            for problem in _metric_problems(key, metric)
+            for problem in _metric_problems(f"metrics.{key}", metric)
         ]
         if not record["metrics"]:
             problems.append("metrics is empty")
@@ -595,6 +595,66 @@ def validate_all(
         ]
     return problems
 
+# %% ../nbs/appendix/records.ipynb #ad42fda8
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def metric(
+    value: "float | torch.Tensor",  # a number, or a tensor of one
+    *,
+    se: "float | torch.Tensor | None" = None,  # its standard error, where there is one
+    n: "int | torch.Tensor",  # images, or whatever else it was measured on
+    split: str,  # of the data set
+    unit: str,
+    tolerance: float,  # within which a recomputation must agree
+    note: str = "",  # how it was measured, where that must be said
+) -> dict:
+    """A final metric, as `write_record` takes it.
+
+    Raises ValueError where a number is not finite, se or tolerance is below 0, n is no count
+    above 0, and split or unit is empty.
+    """
+    found = {
+        "value": _plain(value),
+        "se": _plain(se),
+        "n": _plain(n),
+        "split": split,
+        "unit": unit,
+        "tolerance": tolerance,
+    }
+    if problems := _metric_problems("metric", found):
+        raise ValueError("; ".join(problems))
+    return found | ({"note": note} if note else {})
+
+
+def mean_metric(
+    values: "torch.Tensor",  # (n,), one for each image
+    *,
+    split: str,  # of the data set
+    unit: str,
+    tolerance: float,  # within which a recomputation must agree
+    note: str = "",  # how the values were measured
+) -> dict:
+    """The mean of values as a final metric, with its standard error over them.
+
+    Raises ValueError where there are fewer than two values, and as `metric` does.
+    """
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(
+            f"values must be a vector of at least two, got the shape {tuple(values.shape)}"
+        )
+    values = values.detach().cpu().double()
+    return metric(
+        values.mean(),
+        se=values.std() / len(values) ** 0.5,
+        n=len(values),
+        split=split,
+        unit=unit,
+        tolerance=tolerance,
+        note=note,
+    )
+
 # %% ../nbs/appendix/records.ipynb #b4df0f85
 LIBRARIES = ("torch", "torchvision", "accelerate", "numpy")
 
@@ -685,7 +745,7 @@ def write_record(
     problems = [
         problem
         for key, metric in metrics.items()
-        for problem in _metric_problems(key, metric)
+        for problem in _metric_problems(f"metrics.{key}", metric)
     ]
     if problems:
         raise ValueError(f"record {name!r}: " + "; ".join(problems))

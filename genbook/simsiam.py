@@ -511,25 +511,18 @@ def final_metrics(recipe, found: dict[str, Tensor]) -> dict[str, dict]:
     Standard errors, of shares and of the alignment, are over images; none is over seeds.
     """
     metrics = {}
-
-    def put(key, value, se, n, split, unit, tolerance, note):
-        metrics[key] = {
-            "value": float(value), "se": se, "n": int(n), "split": split, "unit": unit,
-            "tolerance": tolerance, "note": note,
-        }  # fmt: skip
-
-    def share(key, right, n, split, note):
-        se = (right * (1 - right) / n) ** 0.5
-        put(key, right, se, n, split, "of 1", 2e-3, note)
-
-    for split in ("valid", "test"):
+    judges = {
+        "knn": f"{recipe.k} nearest neighbours among training images",
+        "probe": f"a linear classifier of {PROBED:,} images' features",
+    }
+    for split, probe in zip(("valid", "test"), found["probe"].tolist()):
         labels = found[f"{split}_labels"]
-        right = (found[f"{split}_answers"] == labels).double().mean().item()
-        note = f"share named right by {recipe.k} nearest neighbours among training images"
-        share(f"{split}_knn", right, len(labels), split, note)
-        right = found["probe"].tolist()[("valid", "test").index(split)]
-        note = f"share named right by a linear classifier of {PROBED:,} images' features"
-        share(f"{split}_probe", right, len(labels), split, note)
+        knn = (found[f"{split}_answers"] == labels).double().mean().item()
+        for (key, judge), right in zip(judges.items(), (knn, probe)):
+            metrics[f"{split}_{key}"] = runs.metric(
+                right, se=(right * (1 - right) / len(labels)) ** 0.5, n=len(labels),
+                split=split, unit="of 1", tolerance=2e-3, note=f"share named right by {judge}",
+            )  # fmt: skip
     n = len(found["apart"])
     notes = {
         "spread": f"of l2-normalised outputs; evenly spread: {recipe.dim**-0.5:.4f}",
@@ -539,8 +532,10 @@ def final_metrics(recipe, found: dict[str, Tensor]) -> dict[str, dict]:
     }
     error = (found["apart"].float().std() / n**0.5).item()
     for key, value in monitored(found).items():
-        se = error if key == "alignment" else None
-        put(key, value, se, n, "test", "1", 0.01 * max(1, abs(value)), notes[key])
+        metrics[key] = runs.metric(
+            value, se=error if key == "alignment" else None, n=n, split="test", unit="1",
+            tolerance=0.01 * max(1, abs(value)), note=notes[key],
+        )  # fmt: skip
     return metrics
 
 # %% ../nbs/selfsupervised/simsiam.ipynb #cefa4cc4

@@ -344,34 +344,22 @@ def final_metrics(
 
     Each with its standard error over images, which is not an error over seeds.
     """
-
-    def figure(values, split, note):
-        se = values.std().item() / len(values) ** 0.5
-        return {
-            "value": values.mean().item(),
-            "se": se,
-            "n": len(values),
-            "split": split,
-            "unit": "nats",
-            "tolerance": 0.02,
-            "note": note,
-        }
-
-    metrics = {}
+    metrics, nats = {}, {"unit": "nats", "tolerance": 0.02}
     for split in ("valid", "test"):
         images = data.load(recipe.data, split, data_root).images
         log_likelihood, divergence = elbo_of(model, images)
-        metrics[f"{split}_elbo"] = figure(
-            log_likelihood - divergence, split, "one sample of z an image, analytic KL"
+        note = "one sample of z an image, analytic KL"
+        elbo = log_likelihood - divergence
+        metrics[f"{split}_elbo"] = runs.mean_metric(elbo, split=split, note=note, **nats)
+        metrics[f"{split}_kl"] = runs.mean_metric(
+            divergence, split=split, note="analytic", **nats
         )
-        metrics[f"{split}_kl"] = figure(divergence, split, "analytic")
     with training.own_randomness(0):
         log_px = importance_log_likelihood(
             model, images.to(next(model.parameters()).device), recipe.eval_samples
         )
-    metrics["test_log_px"] = figure(
-        log_px, "test", f"importance sampling, K = {recipe.eval_samples}"
-    )
+    note = f"importance sampling, K = {recipe.eval_samples}"
+    metrics["test_log_px"] = runs.mean_metric(log_px, split="test", note=note, **nats)
     return metrics
 
 # %% ../nbs/vae/binarised-mnist.ipynb #075c2c46

@@ -415,23 +415,6 @@ def final_metrics(
     Of averaged weights, in float32. Standard errors are over images, and no error over
     seeds.
     """
-
-    def figure(value, se, n, split, unit, note, tolerance):
-        return {
-            "value": float(value),
-            "se": float(se),
-            "n": n,
-            "split": split,
-            "unit": unit,
-            "tolerance": tolerance,
-            "note": note,
-        }
-
-    def mean(values, *rest):
-        values = values.double()
-        n = len(values)
-        return figure(values.mean(), values.std() / n**0.5, n, *rest)
-
     metrics = {}
     loaded = {
         split: data.load(recipe.data, split, data_root).images
@@ -444,34 +427,37 @@ def final_metrics(
         for split, images in loaded.items():
             real = scale_pixels(images[: len(fakes)])
             f_real = scores(model.critic, real).double()
-            metrics[f"{split}_wasserstein"] = figure(
+            metrics[f"{split}_wasserstein"] = runs.metric(
                 f_real.mean() - f_fake.mean(),
-                (f_real.var() / len(f_real) + f_fake.var() / len(f_fake)).sqrt(),
-                len(f_real),
-                split,
-                "distance",
-                "mean score of images less mean score of samples, averaged weights; "
+                se=(f_real.var() / len(f_real) + f_fake.var() / len(f_fake)).sqrt(),
+                n=len(f_real),
+                split=split,
+                unit="distance",
+                tolerance=0.02,
+                note="mean score of images less mean score of samples, averaged weights; "
                 f"{len(fakes)} samples; a slope of at most 1 is asked for, not assured",
-                0.02,
             )
         real = scale_pixels(loaded["test"][:2000])
         slope = slopes(model.critic, between(real, fakes[: len(real)]))
-    note = "at random points between test images and samples"
-    unit = "score per distance"
-    metrics["test_slope"] = mean(slope, "test", unit, note, 1e-3)
-    metrics["test_penalty"] = mean(
-        (slope - 1).clamp(min=0).square(), "test", f"({unit})²", note, 1e-3
-    )
+    for name, values, unit in (
+        ("slope", slope, "score per distance"),
+        ("penalty", (slope - 1).clamp(min=0).square(), "(score per distance)²"),
+    ):
+        metrics[f"test_{name}"] = runs.mean_metric(
+            values, split="test", unit=unit, tolerance=1e-3,
+            note="at random points between test images and samples",
+        )  # fmt: skip
     for name, pictures in (("sample", fakes[:64]), ("test", real[:64])):
         distances, _ = nearest(pictures, loaded["train"])
-        note = "root-mean-square distance to the nearest training image, scale of [-1, 1]"
-        distance = distances[:, 0]
-        metrics[f"{name}_neighbour"] = mean(distance, "train", "pixels", note, 1e-3)
-    for name, pictures in (("sample", fakes[:2000]), ("test", real)):
-        note = "mean squared difference of neighbouring pixels, scale of [-1, 1]"
-        split = "test" if name == "test" else "train"
-        unit = "squared pixels"
-        metrics[f"{name}_roughness"] = mean(roughness(pictures), split, unit, note, 1e-4)
+        metrics[f"{name}_neighbour"] = runs.mean_metric(
+            distances[:, 0], split="train", unit="pixels", tolerance=1e-3,
+            note="root-mean-square distance to the nearest training image, scale of [-1, 1]",
+        )  # fmt: skip
+    for name, pictures, split in (("sample", fakes[:2000], "train"), ("test", real, "test")):
+        metrics[f"{name}_roughness"] = runs.mean_metric(
+            roughness(pictures), split=split, unit="squared pixels", tolerance=1e-4,
+            note="mean squared difference of neighbouring pixels, scale of [-1, 1]",
+        )  # fmt: skip
     return metrics
 
 # %% ../nbs/gan/wgan.ipynb #5c9b5ba2
