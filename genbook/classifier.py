@@ -258,36 +258,25 @@ def train(
         nll = F.nll_loss(p.log(), valid.labels)
         return {"valid_accuracy": right.item(), "valid_nll": nll.item()}
 
-    result = training.fit(
-        recipe.model(),
-        objective,
-        (examples.images, examples.labels),
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        lr=recipe.lr,
-        optimizer="adamw",
-        weight_decay=recipe.weight_decay,
-        schedule="one-cycle",
-        seed=recipe.seed,
-        precision=recipe.precision,
-        channels_last=recipe.channels_last,
-        device=device,
-        evaluate=evaluate,
-        checkpoint=out / "checkpoint.pt",
-        checkpoint_seconds=60,
-        resume=resume,
-        fingerprint=dataclasses.asdict(recipe),
-        log=out / "metrics.csv",
-        progress=progress,
-    )
-
     def look_back(model):
-        model.eval()
         keep_portrait(out, recipe, model, data_root)
         return final_metrics(recipe, model, data_root)
 
-    return training.keep_run(
-        result, recipe, family="classifier", out=out, data_root=data_root, metrics=look_back
+    return training.train_recipe(
+        recipe,
+        recipe.model(),
+        objective,
+        (examples.images, examples.labels),
+        family="classifier",
+        out=out,
+        data_root=data_root,
+        device=device,
+        resume=resume,
+        progress=progress,
+        optimizer="adamw",
+        schedule="one-cycle",
+        evaluate=evaluate,
+        metrics=look_back,
     )
 
 

@@ -448,35 +448,26 @@ def train(
         if epoch in recipe.sample_epochs:
             keep_samples(out, recipe, model, epoch)
 
-    result = training.fit(
-        recipe.model(),
-        objective,
-        images,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        lr=recipe.lr,
-        ema=recipe.ema,
-        seed=recipe.seed,
-        precision=recipe.precision,
-        channels_last=recipe.channels_last,
-        device=device,
-        evaluate=evaluate,
-        on_epoch=keep,
-        checkpoint=out / "checkpoint.pt",
-        checkpoint_seconds=120,
-        resume=resume,
-        fingerprint=dataclasses.asdict(recipe),
-        log=out / "metrics.csv",
-        progress=progress,
-    )
-
     def look_back(model):
         with torch.no_grad():
             keep_portrait(out, recipe, model, data_root)
             return final_metrics(recipe, model, data_root)
 
-    return training.keep_run(
-        result, recipe, family="ddpm", out=out, data_root=data_root, metrics=look_back
+    return training.train_recipe(
+        recipe,
+        recipe.model(),
+        objective,
+        images,
+        family="ddpm",
+        out=out,
+        data_root=data_root,
+        device=device,
+        resume=resume,
+        progress=progress,
+        evaluate=evaluate,
+        on_epoch=keep,
+        checkpoint_seconds=120,
+        metrics=look_back,
     )
 
 

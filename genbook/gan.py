@@ -397,7 +397,6 @@ def train(
         trained = train_classifier(*digits, seed=recipe.seed)
         runs.save_weights(out / "classifier.safetensors", trained)
     classifier = build_classifier(out)
-    model = recipe.model()
 
     def evaluate(model, epoch):
         probabilities = class_probabilities(classifier, model.sample(2000))
@@ -408,8 +407,13 @@ def train(
         if epoch in recipe.sample_epochs:
             keep_samples(out, recipe, model, epoch)
 
-    result = training.fit(
-        model,
+    def look_back(model):
+        keep_portrait(out, recipe, model, classifier, data_root)
+        return final_metrics(recipe, model, classifier, data_root)
+
+    return training.train_recipe(
+        recipe,
+        recipe.model(),
         [
             training.Player("discriminator", discriminator_objective),
             training.Player(
@@ -417,29 +421,16 @@ def train(
             ),
         ],
         digits.images,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        lr=recipe.lr,
-        optimizer=partial(torch.optim.Adam, betas=recipe.betas, fused=True),
-        seed=recipe.seed,
-        precision=recipe.precision,
+        family="gan",
+        out=out,
+        data_root=data_root,
         device=device,
+        resume=resume,
+        progress=progress,
+        optimizer=partial(torch.optim.Adam, betas=recipe.betas, fused=True),
         evaluate=evaluate,
         on_epoch=keep,
-        checkpoint=out / "checkpoint.pt",
-        checkpoint_seconds=60,
-        resume=resume,
-        fingerprint=dataclasses.asdict(recipe),
-        log=out / "metrics.csv",
-        progress=progress,
-    )
-
-    def look_back(model):
-        keep_portrait(out, recipe, model, classifier, data_root)
-        return final_metrics(recipe, model, classifier, data_root)
-
-    return training.keep_run(
-        result, recipe, family="gan", out=out, data_root=data_root, metrics=look_back
+        metrics=look_back,
     )
 
 

@@ -593,7 +593,6 @@ def train(
         data.load(recipe.data, split, data_root).images
         for split in ("train", "valid", "test")
     )
-    model = recipe.model()
 
     def evaluate(model, epoch):
         columns = {}
@@ -610,38 +609,23 @@ def train(
         if epoch in recipe.sample_epochs:
             keep_pictures(out, recipe, model, epoch, test[:32])
 
-    result = training.fit(
-        model,
-        objective,
-        images,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        lr=recipe.lr,
-        optimizer=recipe.optimizer,
-        seed=recipe.seed,
-        precision=recipe.precision,
-        channels_last=recipe.channels_last,
-        device=device,
-        evaluate=evaluate,
-        on_epoch=keep,
-        checkpoint=out / "checkpoint.pt",
-        checkpoint_seconds=60,
-        resume=resume,
-        fingerprint=dataclasses.asdict(recipe),
-        log=out / "metrics.csv",
-        progress=progress,
-    )
-
     def look_back(model):
         keep_portrait(out, recipe, model, data_root)
         return final_metrics(recipe, model, data_root)
 
-    return training.keep_run(
-        result,
+    return training.train_recipe(
         recipe,
+        recipe.model(),
+        objective,
+        images,
         family="gaussian-vae",
         out=out,
         data_root=data_root,
+        device=device,
+        resume=resume,
+        progress=progress,
+        evaluate=evaluate,
+        on_epoch=keep,
         metrics=look_back,
     )
 

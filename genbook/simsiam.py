@@ -607,42 +607,29 @@ def pretrain(
             **{f"valid_{key}": value for key, value in monitored(seen).items()},
         }
 
-    model = recipe.model()
-    result = training.fit(
-        model,
-        objective,
-        train.images,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        lr=recipe.lr * recipe.batch_size / 256,
-        optimizer=optimizer(model),
-        weight_decay=recipe.weight_decay,
-        schedule="cosine",
-        seed=recipe.seed,
-        precision=recipe.precision,
-        channels_last=recipe.channels_last,
-        device=device,
-        evaluate=look,
-        checkpoint=out / "checkpoint.pt",
-        checkpoint_seconds=120,
-        resume=resume,
-        fingerprint=dataclasses.asdict(recipe),
-        log=out / "metrics.csv",
-        progress=progress,
-    )
-
     def judge(model):
         found = measure(recipe, model, data_root)
         keep_portrait(out, recipe, model, data_root)
         kept = runs.save_weights(out / "features.safetensors", found, dtype=None)
         return final_metrics(recipe, runs.load_weights(kept))
 
-    return training.keep_run(
-        result,
+    model = recipe.model()
+    return training.train_recipe(
         recipe,
+        model,
+        objective,
+        train.images,
         family=family,
         out=out,
         data_root=data_root,
+        device=device,
+        resume=resume,
+        progress=progress,
+        lr=recipe.lr * recipe.batch_size / 256,
+        optimizer=optimizer(model),
+        schedule="cosine",
+        evaluate=look,
+        checkpoint_seconds=120,
         metrics=judge,
         weights="model.safetensors" if recipe.keep_weights else "features.safetensors",
     )

@@ -410,35 +410,20 @@ def train(
                     to_png(pictures, ncols=16),
                 )
 
-    result = training.fit(
+    return training.train_recipe(
+        recipe,
         model,
         recipe.loss,
         images,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        lr=recipe.lr,
-        optimizer=recipe.optimizer,
-        weight_decay=recipe.weight_decay,
-        schedule=recipe.schedule,
-        ema=recipe.ema or None,
-        seed=recipe.seed,
-        precision=recipe.precision,
-        device=device,
-        evaluate=evaluate,
-        on_epoch=keep_samples,
-        checkpoint=out / "checkpoint.pt",
-        checkpoint_seconds=60,
-        resume=resume,
-        fingerprint=dataclasses.asdict(recipe),
-        log=out / "metrics.csv",
-        progress=progress,
-    )
-    return training.keep_run(
-        result,
-        recipe,
         family="vae",
         out=out,
         data_root=data_root,
+        device=device,
+        resume=resume,
+        progress=progress,
+        ema=recipe.ema or None,
+        evaluate=evaluate,
+        on_epoch=keep_samples,
         metrics=lambda model: final_metrics(recipe, model, data_root),
     )
 

@@ -562,7 +562,16 @@ def train(
     def look(averaged, step):
         keep_samples(out, recipe, step, model, averaged)
 
-    result = training.fit(
+    def finish(model):
+        with training.own_randomness(recipe.seed):
+            settle(model.generator, model.draw)
+
+    def look_back(model):
+        keep_portrait(out, recipe, model, data_root)
+        return final_metrics(recipe, model, data_root)
+
+    return training.train_recipe(
+        recipe,
         model,
         [
             training.Player(
@@ -571,34 +580,17 @@ def train(
             training.Player("generator", generator_objective, every=recipe.critic_steps),
         ],
         images,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        lr=recipe.lr,
-        optimizer=partial(torch.optim.Adam, betas=recipe.betas, fused=True),
-        ema=recipe.ema,
-        seed=recipe.seed,
-        precision=recipe.precision,
-        channels_last=recipe.channels_last,
+        family="wgan",
+        out=out,
+        data_root=data_root,
         device=device,
+        resume=resume,
+        progress=progress,
+        optimizer=partial(torch.optim.Adam, betas=recipe.betas, fused=True),
         evaluate=evaluate,
         on_step=((*recipe.sample_steps, last), look),
-        checkpoint=out / "checkpoint.pt",
-        checkpoint_seconds=60,
-        resume=resume,
-        fingerprint=dataclasses.asdict(recipe),
-        log=out / "metrics.csv",
-        progress=progress,
-    )
-    if result.completed:
-        with training.own_randomness(recipe.seed):
-            settle(model.generator, model.draw)
-
-    def look_back(model):
-        keep_portrait(out, recipe, model, data_root)
-        return final_metrics(recipe, model, data_root)
-
-    return training.keep_run(
-        result, recipe, family="wgan", out=out, data_root=data_root, metrics=look_back
+        finish=finish,
+        metrics=look_back,
     )
 
 
