@@ -126,8 +126,9 @@ def _plain(value: Any) -> str:
 def field_notes(
     recipe: Any,
 ) -> dict[str, str]:
-    """The comment beside each field of a recipe, from its source."""
-    return dict(re.findall(r"^    (\w+):.*?#\s*(.+)$", inspect.getsource(type(recipe)), re.MULTILINE))
+    """The comment beside each field of a recipe, from the source of its class and of those it extends."""
+    source = "".join(map(inspect.getsource, reversed(type(recipe).__mro__[:-1])))
+    return dict(re.findall(r"^    (\w+):.*?#\s*(.+)$", source, re.MULTILINE))
 
 # %% ../nbs/appendix/command-line.ipynb #60d1fb5d
 def show(

@@ -6,10 +6,9 @@ __all__ = ['METHODS', 'RECIPES', 'check_outputs', 'nt_xent_loss', 'barlow_twins_
            'train', 'build', 'evaluate', 'sample']
 
 # %% ../nbs/selfsupervised/relatives.ipynb #7bec8584
-import dataclasses
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from . import runs, simsiam, training
 from .representations import spread
 from genbook.simsiam import (
     CosineSimilarity,
+    PretrainRecipe,
     SimSiam,
     check_views,
     descent,
@@ -245,42 +245,16 @@ def directional(augment: Callable[[Tensor], Tensor], tiles: int = 4) -> Callable
 
 # %% ../nbs/selfsupervised/relatives.ipynb #ab77beb2
 @dataclass(frozen=True)
-class RelativeRecipe:
+class RelativeRecipe(PretrainRecipe):
     """What determines a run of one of SimSiam's relatives.
 
     The constants of the losses, and the momentum of BYOL, are their functions' defaults.
     """
 
-    name: str  # of the run and of its folder
     method: str  # a name of `METHODS`
-    data: str = "cifar10"  # 40,000 images to train on, 10,000 held out of the training part
-    dim: int = 2048  # outputs of the projector, d
-    pred_dim: int = 512  # hidden units of the predictor, where there is one
+    _: KW_ONLY
     tiles: int = 4  # along a side, where heavy views are cut up
     epochs: int = 5
-    batch_size: int = 256
-    lr: float = 0.12  # for 256 images, in proportion for other batches
-    weight_decay: float = 5e-4
-    k: int = 200  # neighbours that vote
-    temperature: float = 0.1  # of their votes
-    monitored: int = 2000  # validation images that are looked at after each epoch
-    keep_weights: bool = False  # or only what the figures come from
-    precision: str = "bf16"  # matrix products in bfloat16; "fp32" for none
-    channels_last: bool = True  # in memory: faster convolutions
-    seed: int = 0  # of the weights, the order of the images and the views
-
-    def smoke(self) -> "RelativeRecipe":
-        """The same recipe on toy house numbers, with few outputs, for one short epoch."""
-        return dataclasses.replace(
-            self,
-            data="toy_house_numbers",
-            dim=self.dim // 16 if self.dim > 128 else self.dim,
-            pred_dim=32,
-            epochs=1,
-            batch_size=64,
-            k=20,
-            monitored=200,
-        )
 
     def model(self) -> nn.Module:
         """The untrained model, its weights drawn from the seed."""

@@ -2,18 +2,19 @@
 
 # %% auto #0
 __all__ = ['MLP_MODES', 'RECIPES', 'PROBED', 'CosineSimilarity', 'resnet18', 'SimSiam', 'projector', 'predictor', 'check_views',
-           'descent', 'adjust_learning_rate', 'SimSiamRecipe', 'objective', 'outputs', 'views_of', 'monitor',
-           'monitored', 'in_company', 'expectation', 'measure', 'final_metrics', 'keep_portrait', 'pretrain', 'train',
-           'with_weights', 'judged_again', 'build', 'evaluate', 'sample']
+           'descent', 'adjust_learning_rate', 'PretrainRecipe', 'SimSiamRecipe', 'objective', 'outputs', 'views_of',
+           'monitor', 'monitored', 'in_company', 'expectation', 'measure', 'final_metrics', 'keep_portrait', 'pretrain',
+           'train', 'with_weights', 'judged_again', 'build', 'evaluate', 'sample']
 
 # %% ../nbs/selfsupervised/simsiam.ipynb #2c0503c3
 import dataclasses
 import math
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import torch
 from jaxtyping import Float, UInt8
@@ -265,16 +266,14 @@ def adjust_learning_rate(
 
 # %% ../nbs/selfsupervised/simsiam.ipynb #2d42ccfb
 @dataclass(frozen=True)
-class SimSiamRecipe:
-    """Everything that determines a run of SimSiam."""
+class PretrainRecipe:
+    """What determines every run without labels, whatever its loss."""
 
     name: str  # of the run and of its folder
+    _: KW_ONLY
     data: str = "cifar10"  # 40,000 images to train on, 10,000 held out of the training part
-    stem: str = "imagenet"  # of the ResNet-18, as in the course; or "cifar"
     dim: int = 2048  # outputs of the projector, d
-    pred_dim: int = 512  # hidden units of the predictor
-    stop_gradient: bool = True  # hold z still in the loss
-    MLP_mode: str | None = None  # of the predictor: a name of `MLP_MODES`
+    pred_dim: int = 512  # hidden units of the predictor, where there is one
     epochs: int = 10  # the course: 100, in batches of 1024
     batch_size: int = 256
     lr: float = 0.12  # for 256 images, in proportion for other batches; the course: 0.03
@@ -287,18 +286,28 @@ class SimSiamRecipe:
     channels_last: bool = True  # in memory: faster convolutions
     seed: int = 0  # of the weights, the order of the images and the views
 
-    def smoke(self) -> "SimSiamRecipe":
+    def smoke(self) -> Self:
         """The same recipe on toy house numbers, with few outputs, for one short epoch."""
         return dataclasses.replace(
             self,
             data="toy_house_numbers",
-            dim=self.dim // 16,
+            dim=self.dim // 16 if self.dim > 128 else self.dim,
             pred_dim=32,
             epochs=1,
             batch_size=64,
             k=20,
             monitored=200,
         )
+
+
+@dataclass(frozen=True)
+class SimSiamRecipe(PretrainRecipe):
+    """Everything that determines a run of SimSiam."""
+
+    _: KW_ONLY
+    stem: str = "imagenet"  # of the ResNet-18, as in the course; or "cifar"
+    stop_gradient: bool = True  # hold z still in the loss
+    MLP_mode: str | None = None  # of the predictor: a name of `MLP_MODES`
 
     def model(self) -> SimSiam:
         """The untrained model, its weights drawn from the seed."""
@@ -472,7 +481,7 @@ PROBED = 10_000  # training images of the linear probe
 
 
 def measure(
-    recipe,
+    recipe: PretrainRecipe,
     model: nn.Module,
     data_root: str | Path | None = None,
 ) -> dict[str, Tensor]:
@@ -505,7 +514,10 @@ def measure(
     }
 
 
-def final_metrics(recipe, found: dict[str, Tensor]) -> dict[str, dict]:
+def final_metrics(
+    recipe: PretrainRecipe,
+    found: dict[str, Tensor],
+) -> dict[str, dict]:
     """What a record says of a representation, from what `measure` found.
 
     Standard errors, of shares and of the alignment, are over images; none is over seeds.
@@ -541,7 +553,7 @@ def final_metrics(recipe, found: dict[str, Tensor]) -> dict[str, dict]:
 # %% ../nbs/selfsupervised/simsiam.ipynb #cefa4cc4
 def keep_portrait(
     out: Path,
-    recipe,
+    recipe: PretrainRecipe,
     model: nn.Module,
     data_root: str | Path | None = None,
 ) -> None:
@@ -568,7 +580,7 @@ def keep_portrait(
 
 # %% ../nbs/selfsupervised/simsiam.ipynb #a866f315
 def pretrain(
-    recipe,
+    recipe: PretrainRecipe,
     *,
     family: str,
     objective: Callable,
@@ -585,7 +597,7 @@ def pretrain(
     at the end also by those of test images.
 
     Args:
-        recipe: a frozen dataclass with what `SimSiamRecipe` names.
+        recipe: with a method `model()` besides, which gives the untrained model.
         family: of models, as the command line names it.
         objective: of `training.fit`.
         optimizer: from the model to an optimiser of `training.fit`.
@@ -662,7 +674,7 @@ def train(
     )
 
 # %% ../nbs/selfsupervised/simsiam.ipynb #35fc51f1
-def with_weights(run: runs.Run, recipe) -> tuple:
+def with_weights(run: runs.Run, recipe: PretrainRecipe) -> tuple:
     """A run's recipe, and its model with the weights that were kept.
 
     Raises:
@@ -676,7 +688,7 @@ def with_weights(run: runs.Run, recipe) -> tuple:
 
 
 def judged_again(
-    run: runs.Run, recipe, data_root: str | Path | None = None
+    run: runs.Run, recipe: PretrainRecipe, data_root: str | Path | None = None
 ) -> dict[str, dict]:
     """The final metrics of a run, computed again from what it kept.
 

@@ -7,7 +7,6 @@ __all__ = ['RECIPES', 'HalvingConv2d', 'LeakyReLU', 'Critic', 'Generator', 'WGAN
 
 # %% ../nbs/gan/wgan.ipynb #81fbeabf
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

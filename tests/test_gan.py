@@ -104,7 +104,7 @@ def test_classifier_knows_toy_digits():
     toy = data.toy_digits(2000, seed=3)
     judge = gan.train_classifier(toy.images * 255, toy.labels, epochs=4)
     other = data.toy_digits(300, seed=4)
-    probabilities = class_probabilities(judge, gan.scale_grey(other.images * 255))
+    probabilities = class_probabilities(judge, gan.scale_pixels(other.images * 255))
     torch.testing.assert_close(probabilities.sum(1), torch.ones(300))
     assert (probabilities.argmax(1) == other.labels).float().mean() > 0.8
 
