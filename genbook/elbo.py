@@ -55,7 +55,7 @@ def elbo_terms(
         E_q log p(x|z), estimated with one sample, and KL(q(z|x) ‖ N(0, I)); the bound is the
         first minus the second ({eq}`eq-elbo-two-terms`).
     Raises:
-        ValueError: where `kl` is neither name, or `kl_samples` below 1.
+        ValueError: where `kl` is neither name, or it is "mc" and `kl_samples` below 1.
     """
     if kl not in ("analytic", "mc"):
         raise ValueError(f'kl must be "analytic" or "mc", got {kl!r}')
