@@ -74,11 +74,18 @@ def importance_log_likelihood(
         model: as for `log_importance_weights`.
         x: all images, `(N, ...)`.
         num_samples: K, at least 1.
+        batch_size: images at once.
+        chunk: draws an image at once.
+    Returns:
+        `(N,)`, too low on average ({eq}`eq-iwae-bound`).
     Raises:
-        ValueError: where K < 1.
+        ValueError: where K, `batch_size` or `chunk` is below 1.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    for name, value in dict(
+        num_samples=num_samples, batch_size=batch_size, chunk=chunk
+    ).items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     estimates = []
     bar = tqdm(x.split(batch_size), "log p(x)", leave=False, delay=2, disable=None)
     for batch in bar:
