@@ -153,8 +153,18 @@ class BernoulliVAE(nn.Module):
         return torch.bernoulli(means) if draw else means
 
 # %% ../nbs/vae/binarised-mnist.ipynb #b78a66d1
-def elbo_objective(model, batch, kl="analytic", kl_samples=1, beta=1.0):
-    """Negative ELBO of a batch, nats an image; with `beta` on the KL, a bound only at 1."""
+def elbo_objective(
+    model: BernoulliVAE,
+    batch: Num[Tensor, "batch c h w"],
+    kl: str = "analytic",
+    kl_samples: int = 1,
+    beta: float = 1.0,
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Negative ELBO of a batch, nats an image, with `beta` on the KL ({eq}`eq-vae-loss`).
+
+    `kl` and `kl_samples` are those of `elbo_terms`. The second result has the ELBO itself,
+    whatever `beta`, and its KL.
+    """
     log_likelihood, divergence = (
         term.mean() for term in elbo_terms(model, batch, kl, kl_samples)
     )
@@ -164,13 +174,20 @@ def elbo_objective(model, batch, kl="analytic", kl_samples=1, beta=1.0):
     }
 
 
-def iwae_objective(model, batch, num_samples):
-    """Negative `num_samples`-sample bound of a batch, nats an image."""
+def iwae_objective(
+    model: BernoulliVAE,
+    batch: Num[Tensor, "batch c h w"],
+    num_samples: int,
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Negative `num_samples`-sample bound of a batch, nats an image ({eq}`eq-iwae-bound`)."""
     bound = iwae_bound(model, batch, num_samples).mean()
     return -bound, {"bound": bound}
 
 
-def unscaled_noise_objective(model, batch):
+def unscaled_noise_objective(
+    model: BernoulliVAE,
+    batch: Num[Tensor, "batch c h w"],
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """What report 003's runs minimised, z = μ + ε·logvar. Kept to show its effect."""
     mu, logvar = model.encode(batch)
     zero = torch.zeros_like(mu)
