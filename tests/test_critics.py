@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from genbook import critics, runs
+from genbook import critics, runs, training
 from genbook.critics import F_DIVERGENCES, distribution1, lp_reg, make_critic, variational_bound, vf_squared_hellinger, vf_wasserstein_distance
 
 torch.set_num_threads(1)
@@ -267,7 +267,7 @@ def test_line():
 
 
 def small(**changes):
-    fields = {"hidden": 16, "steps": 6, "log_every": 4, "log_samples": 50, "eval_samples": 100, "batch_size": 32, "thetas": (0.0, 0.5)}
+    fields = {"hidden": 16, "steps": 6, "log_every": 4, "log_samples": 50, "eval_samples": 100, "batch_size": 32, "thetas": (0.0, 0.5), "kept": (0.5,)}
     return dataclasses.replace(critics.RECIPES["critics-lines"], **{**fields, **changes})
 
 
@@ -280,9 +280,45 @@ def test_run_and_its_evaluation(tmp_path):
     assert {key: metric["value"] for key, metric in again.items()} == {key: metric["value"] for key, metric in run.record["metrics"].items()}
     assert run.record["epochs_done"] == recipe.epochs == 6 and not (run.path / "checkpoint.pt").exists()
     built, nets = critics.build(run)
-    assert built == recipe and set(nets) == {(kind, theta) for kind in critics.OBJECTIVES for theta in (0.0, 0.5)}
+    assert built == recipe and set(nets) == {(kind, 0.5) for kind in critics.OBJECTIVES}
+    with pytest.raises(ValueError, match="no weights are kept of the critic .'wasserstein', 0.0.; there are: hellinger at 0.5"):
+        nets["wasserstein", 0.0]
     with pytest.raises(ValueError, match="draw no images"):
         critics.sample(run, 4)
+
+
+def test_evaluation_is_of_what_is_kept(tmp_path, monkeypatch):
+    """Of every critic, the kept and the others; without a critic's weights, and never without its measurements."""
+    recipe = small(kept=())
+    run = critics.train(recipe, out=tmp_path / recipe.name, progress=False)
+    before = critics.evaluate(run)
+    assert critics.build(run) == (recipe, {})
+    monkeypatch.setattr(critics, "make_critic", None)
+    assert critics.evaluate(run) == before == run.record["metrics"]
+
+    state = runs.load_weights(run.weights)
+    state["measured/wasserstein/0.5/p"] += 0.25  # f(x) in E f(x) - E f(y), at every height
+    runs.save_weights(run.weights, state, dtype=None)
+    found = dict(critics.evaluate(run))
+    assert found.pop("raw_error") != before["raw_error"] and found.pop("w1_error") != before["w1_error"]
+    assert found == {key: before[key] for key in ("hellinger_zero", "hellinger_least")}
+    runs.save_weights(run.weights, {key: value for key, value in state.items() if "hellinger/0.5" not in key}, dtype=None)
+    with pytest.raises(ValueError, match="nothing is kept of the hellinger critic at 0.5"):
+        critics.evaluate(run)
+
+
+@pytest.mark.parametrize("objective", critics.OBJECTIVES)
+def test_estimates_from_what_is_kept_are_those_of_the_critic(objective):
+    recipe = small(thetas=(0.5,), objectives=(objective,), steps=60, eval_samples=2_000, penalty=0.5)
+    critic, _ = critics.train_critic(recipe, objective, 0.5)
+    state = critics._kept(recipe, {(objective, 0.5): critic})
+    (row,) = critics.final_metrics(recipe, critics._measured(recipe, state))[1]
+    with training.own_randomness(recipe.seed + 2):
+        direct = critics.estimates(objective, 0.5, critic, recipe.eval_samples, recipe.penalty)
+    assert row == pytest.approx({"theta": 0.5, **direct}, rel=1e-4, abs=1e-6)
+    kept = state[f"measured/{objective}/0.5/across"]
+    factor = state[f"measured/{objective}/0.5/q"].exp() if objective == "hellinger" else 1
+    assert -(factor * kept).mean().item() == pytest.approx(critics.generator_signal(objective, 0.5, critic), rel=1e-3)
 
 
 def test_interrupted_run_goes_on_with_the_next_critic(tmp_path, monkeypatch):
@@ -316,7 +352,7 @@ def test_checkpoint_of_another_recipe_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"optimizer": "adaam"}, {"objectives": ("kl",)}, {"objectives": ()}, {"thetas": ()}, {"precision": "bf16"}, {"steps": 0}, {"eval_samples": 1}, {"data": "mnist"}]
+    "changes", [{"optimizer": "adaam"}, {"objectives": ("kl",)}, {"objectives": ()}, {"thetas": ()}, {"precision": "bf16"}, {"steps": 0}, {"eval_samples": 1}, {"data": "mnist"}, {"kept": (0.1,)}]
 )
 def test_recipe_refuses(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
