@@ -269,15 +269,8 @@ def final_metrics(
     network = f"last hidden layer of {recipe.judge}'s classifier"
 
     def put(key, value, se, unit, note, tolerance=1e-3):
-        metrics[key] = {
-            "value": float(value),
-            "se": None if se is None else float(se),
-            "n": n,
-            "split": "test",
-            "unit": unit,
-            "tolerance": tolerance,
-            "note": note,
-        }
+        more = {"n": n, "split": "test", "unit": unit, "tolerance": tolerance}
+        metrics[key] = runs.metric(value, se=se, note=note, **more)
 
     half = partial(bootstrap, resamples=recipe.resamples, seed=recipe.seed)
     fewer = partial(half, resamples=max(20, recipe.resamples // 5))  # slow, and for widths

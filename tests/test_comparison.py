@@ -94,7 +94,7 @@ def test_smoke_resume_and_evaluate(tmp_path, monkeypatch):
     run = comparison.train(recipe, out=tmp_path, progress=False)
     assert not (tmp_path / "checkpoint.pt").exists()
     assert comparison.evaluate(run) == run.record["metrics"]
-    assert {p.stem for p in run.samples()} == {name.replace(" ", "-") for name in recipe.sets}
+    assert {p.stem for p in run.samples} == {name.replace(" ", "-") for name in recipe.sets}
     assert measured["test.features"].shape == (recipe.samples, 128)
     again, found = comparison.build(run)
     assert again == recipe and found.keys() == measured.keys()
