@@ -51,3 +51,8 @@ def test_named_recipes_exist():
     named = set(re.findall(r"`?genbook (?:train|sample) ([a-z][\w-]+)", README.read_text()))
     assert named and named <= RECIPES.keys()
     assert (runs_root() / "vae-bmnist-best" / "run.json").exists()
+
+
+def test_every_record_has_a_headline():
+    names = {path.parent.name for path in runs_root().glob("*/run.json")}
+    assert names == set(scoreboard.HEADLINES), "each record has a row in the scoreboard, and each row a record"
