@@ -222,6 +222,8 @@ def find(name: str, part: str = "train", root: str | Path | None = None) -> Copy
         root: looked at before `$GENBOOK_DATA` and the user's cache.
     Returns:
         The first copy of which at least one file is there, or None.
+    Raises:
+        ValueError: no such data set, or no such part of it.
     """
     if part not in _dataset(name).published:
         raise ValueError(f"part={part!r} is no published part of {name}; there are {', '.join(_dataset(name).published)}")
@@ -605,6 +607,7 @@ def fetch(name: str, root: str | Path | None = None) -> Path | None:
     Returns:
         The root under which it now lies; None for a set that is drawn and needs no files.
     Raises:
+        ValueError: no such data set.
         DataError: the download failed, its checksum is wrong, or the folder cannot be written to.
     """
     dataset = _dataset(name)
@@ -871,6 +874,8 @@ def toy_grey_digits(n: int, seed: int = 0) -> Split:
         seed: 0 or larger.
     Returns:
         Images `(n, 1, 28, 28)`, 0 to 255, and the digits drawn.
+    Raises:
+        ValueError: `n` is below 1 or `seed` below 0.
     """
     _check_toy(n, seed)
     u = _uniform(n, 24, seed, stream=1)
@@ -921,6 +926,8 @@ def toy_digits(n: int, seed: int = 0) -> Split:
         seed: 0 or larger.
     Returns:
         Images `(n, 1, 28, 28)` of zeros and ones, and the digits drawn.
+    Raises:
+        ValueError: `n` is below 1 or `seed` below 0.
     """
     grey, digits = toy_grey_digits(n, seed)
     tosses = _uniform(n, 28 * 28, seed, stream=2).reshape(n, 1, 28, 28)
@@ -935,6 +942,8 @@ def toy_house_numbers(n: int, seed: int = 0) -> Split:
         seed: 0 or larger.
     Returns:
         Images `(n, 3, 32, 32)`, 0 to 255, and the digits in the middle.
+    Raises:
+        ValueError: `n` is below 1 or `seed` below 0.
     """
     _check_toy(n, seed)
     u = _uniform(n, 64, seed, stream=3)
