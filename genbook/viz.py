@@ -408,6 +408,10 @@ def animation(
         milliseconds: that each is shown.
         hold: that the last is shown.
         colours: that all frames together are reduced to, 2 to 256; fewer make it smaller.
+
+    Returns:
+        the bytes of the file.
+
     Raises:
         ValueError: fewer frames, sizes that differ, or numbers out of their range.
     """
