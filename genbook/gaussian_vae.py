@@ -658,6 +658,10 @@ def latent_path(
     """`n` points from `z_1` to `z_2`, both included: evenly on a line, or on an arc.
 
     On the arc direction and length change at constant rates ({eq}`eq-spherical-path`).
+
+    Raises:
+        ValueError: lengths that differ, n < 2, or ends without an arc between them: one of
+            them zero, or the two opposite.
     """
     z_1, z_2 = z_1.reshape(-1), z_2.reshape(-1)
     if z_1.shape != z_2.shape:
@@ -670,6 +674,8 @@ def latent_path(
     if not spherical:
         return (1 - t) * z_1 + t * z_2
     r_1, r_2 = z_1.norm(), z_2.norm()
+    if r_1 == 0 or r_2 == 0:
+        raise ValueError("z_1 and z_2 must not be zero on an arc: zero has no direction")
     angle = torch.acos((z_1 @ z_2 / (r_1 * r_2)).clamp(-1, 1))
     if math.pi - angle < 1e-3:
         raise ValueError("z_1 and z_2 are opposite: no arc between them is the shortest")

@@ -102,5 +102,14 @@ def importance_log_likelihood(
 def effective_sample_size(
     log_weights: Float[Tensor, "batch samples"],
 ) -> Float[Tensor, "batch"]:
-    """Kish's effective number of samples, (Σ w)² / Σ w², between 1 and K ({eq}`eq-effective-sample-size`)."""
+    """Kish's effective number of samples, (Σ w)² / Σ w², between 1 and K ({eq}`eq-effective-sample-size`).
+
+    Raises:
+        ValueError: where there are no samples.
+    """
+    if log_weights.ndim != 2 or log_weights.shape[1] == 0:
+        raise ValueError(
+            "log_weights must be (batch, samples) with at least one sample, "
+            f"got {tuple(log_weights.shape)}"
+        )
     return 1 / log_weights.softmax(1).square().sum(1)
