@@ -45,9 +45,10 @@ def plain_flow(
     decay: float = 0.0,
     rate: float = 1.0,
 ) -> tuple[Float[Tensor, "*starts"], Float[Tensor, "*starts"]]:
-    """The same without stop-gradient ({eq}`eq-collapse-plain-flow`).
+    """Speeds in the toy whose target is differentiated as well ({eq}`eq-collapse-plain-flow`).
 
-    The arguments are those of `stop_gradient_flow`.
+    Arguments and results are those of `stop_gradient_flow`, and dp/dt is the same; dw/dt has
+    the further term −w (a − c p), which flows back through the target.
     """
     dw, dp = stop_gradient_flow(w, p, a, c, decay, rate)
     return dw - w * (a - c * p), dp
