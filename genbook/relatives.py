@@ -77,6 +77,8 @@ def barlow_twins_loss(
     Args:
         z1, z2: outputs for two views.
         off_diagonal: weight of what pairs of different dimensions share, λ.
+    Raises:
+        ValueError: outputs as `check_outputs` says.
     """
     check_outputs(z1, z2)
     n, d = z1.shape
@@ -88,12 +90,12 @@ def barlow_twins_loss(
 
 # %% ../nbs/selfsupervised/relatives.ipynb #17c531cc
 def variance_term(z: Float[Tensor, "n d"], eps: float = 1e-4) -> Float[Tensor, ""]:
-    """Mean over dimensions of what a standard deviation lacks of 1 ({eq}`eq-vicreg-variance`)."""
+    """Mean of what each dimension's deviation lacks of 1 ({eq}`eq-vicreg-variance`)."""
     return F.relu(1 - (z.var(0) + eps).sqrt()).mean()
 
 
 def covariance_term(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """Sum of squared covariances of different dimensions, over d ({eq}`eq-vicreg-covariance`)."""
+    """Squared covariances of different dimensions, over d ({eq}`eq-vicreg-covariance`)."""
     n, d = z.shape
     z = z - z.mean(0)
     covariance = z.T @ z / (n - 1)
@@ -110,6 +112,9 @@ def vicreg_loss(
     """Distance of the views, spread of each dimension, covariances ({eq}`eq-vicreg`).
 
     Bardes, Ponce and LeCun (2022), with the weights and the means of their code.
+
+    Raises:
+        ValueError: outputs as `check_outputs` says.
     """
     check_outputs(z1, z2)
     return (
