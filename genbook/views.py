@@ -74,7 +74,7 @@ def interpolation(
 ) -> Float[Tensor, "n side side"]:
     """Matrices that stretch pixels start … start + length − 1 of a line to `side` pixels.
 
-    Linear interpolation between the two nearest pixels of the stretch ({eq}`eq-views-stretch`).
+    Linear interpolation between the two nearest of these pixels ({eq}`eq-views-stretch`).
     """
     i = torch.arange(side, device=start.device)
     at = (i + 0.5) * length[:, None] / side - 0.5
