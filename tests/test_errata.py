@@ -5,10 +5,15 @@ import math
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
+from torch.nn.functional import binary_cross_entropy, logsigmoid, smooth_l1_loss
 
+from genbook.critics import distribution1, lp_reg, vf_squared_hellinger, vf_wasserstein_distance
 from genbook.diffusion import Diffusion, linear_betas
 from genbook.divergences import kl_gaussian_gaussian_analytic, kl_gaussian_gaussian_mc
 from genbook.elbo import reparameterise
+from genbook.gan import GAN
+from genbook.importance import importance_log_likelihood
+from genbook.likelihoods import log_likelihood_normal
 from genbook.runs import Run
 from genbook.vae import RECIPES, build, elbo_of, unscaled_noise_objective
 
@@ -177,6 +182,236 @@ def test_gradient_from_the_density_is_unbiased_and_noisier():
 def test_share_of_the_square():
     one = math.erf(2 / math.sqrt(2))
     assert round(one, 3) == 0.954 and round(one**2, 3) == 0.911
+
+
+def test_answer_1_12_is_minus_the_bound(open_run):
+    """Binary cross-entropy plus KL, by PyTorch, is the negative of the package's bound."""
+    _, model = build(open_run("vae-mlp-z20"))
+    with torch.no_grad():
+        x = model.sample(50, draw=True)
+        mu, logvar = model.encode(x)
+        means = model.decode(mu).sigmoid().view(x.shape)
+        log_likelihood = model.log_p_x_given_z(x, mu)
+        _, divergence = elbo_of(model, x)
+    error = binary_cross_entropy(means, x, reduction="none").flatten(1).sum(1)
+    kl = kl_divergence(Normal(mu, torch.exp(0.5 * logvar)), Normal(0.0, 1.0)).sum(1)
+    torch.testing.assert_close(error + kl, divergence - log_likelihood, rtol=1e-4, atol=1e-2)
+
+
+def test_improbable_coordinates_become_the_rule():
+    a = 1 - math.erf(2 / math.sqrt(2))
+    shares = []
+    for latents in (1, 20, 100):
+        counted = (torch.randn(20_000, latents).abs() > 2).any(1).double().mean().item()
+        assert counted == pytest.approx(1 - (1 - a) ** latents, abs=0.015)
+        shares.append(counted)
+    assert shares[0] < 0.06 and shares[1] > 0.55 and shares[2] > 0.98
+
+
+def test_factor_analysis_does_not_look_for_variance():
+    w, psi = torch.tensor([[1.0], [1.0], [0.0]]), torch.tensor([0.1, 0.1, 5.0])
+    axis = torch.linalg.eigh(w @ w.T + torch.diag(psi)).eigenvectors[:, -1]
+    assert axis[2].abs() > 0.99 and w[2] == 0
+
+
+def test_game_of_probabilities_has_another_optimum():
+    p, q = torch.randn(2, 6, dtype=torch.float64).softmax(1)
+    corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 6)
+    values = corners @ p + (1 - corners) @ q
+    assert values.max().item() == pytest.approx(1 + 0.5 * (p - q).abs().sum().item())
+    assert torch.equal(corners[values.argmax()], (p > q).double())
+    torch.testing.assert_close(corners @ p + (1 - corners) @ p, torch.ones(64, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("centre, apart", [(0.0, 1.0), (1.8, 2.3), (-3.0, 0.5), (5.0, 0.1)])
+def test_best_scores_add_up_to_one(centre, apart):
+    on_real, on_fake = torch.randn(2, 2000, dtype=torch.float64) + torch.tensor([[centre + apart], [centre - apart]])
+    slides = torch.linspace(-20, 20, 4001, dtype=torch.float64)[:, None]
+    value = (logsigmoid(on_real + slides) + logsigmoid(-on_fake - slides)).mean(1)
+    added = (on_real.sigmoid() + on_fake.sigmoid()).mean().item()
+    best = slides[value.argmax()]
+    assert ((on_real + best).sigmoid() + (on_fake + best).sigmoid()).mean().item() == pytest.approx(1, abs=0.005)
+    assert (value.max() - value[2000]).item() >= (1 - added) ** 2 - 1e-9
+
+
+def test_recorded_scores_add_up_to_one(open_run):
+    found = open_run("gan-mnist").metrics
+    assert found["train_d_real"][-1] + found["train_d_fake"][-1] == pytest.approx(1, abs=0.05)
+
+
+def test_saturating_gradient_has_the_sign_of_the_other():
+    """A fake that is told apart for sure: the derivatives by its logit differ in length, not in sign."""
+    logit = torch.tensor([-8.0, -4.0, 0.0, 4.0], dtype=torch.float64, requires_grad=True)
+    saturating, other = (
+        torch.autograd.grad(loss.sum(), logit)[0] for loss in (logsigmoid(-logit), -logsigmoid(logit))
+    )
+    assert (saturating < 0).all() and (other < 0).all()
+    torch.testing.assert_close(saturating / other, torch.exp(logit.detach()))  # D / (1 − D)
+
+
+# Report 002
+
+
+def test_diagonal_is_not_isotropic():
+    point, turned, zero = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.zeros(1, 2)
+    for logvar, same in (((-1.0, -1.0), True), ((-1.0, 1.0), False)):
+        densities = [log_likelihood_normal(zero, torch.tensor([logvar]), z) for z in (point, turned)]
+        assert torch.allclose(*densities) == same
+
+
+@torch.no_grad()
+def test_estimate_of_the_likelihood_rises_with_the_draws(open_run):
+    _, model = build(open_run("vae-bmnist"))
+    images = model.sample(20, draw=True)
+    few, more = (importance_log_likelihood(model, images, K).mean() for K in (10, 1000))
+    again = importance_log_likelihood(model, images, 10).mean()
+    assert more > few + 0.5 and few != again
+
+
+def test_printed_hellinger_objective_has_no_maximum():
+    c = torch.tensor([1.0, 10.0, 50.0], dtype=torch.float64)
+    printed = 1 - torch.exp(-c) + torch.exp(c) - torch.exp(-c)  # f = −c everywhere, P = Q
+    assert (printed > 0).all() and printed[-1] > 1e20
+    points = torch.zeros(3, 2)
+    for value in c[:2]:
+        found = vf_squared_hellinger(points, points, lambda x, value=value: value.expand(len(x), 1))
+        assert found.item() == pytest.approx((2 - math.exp(-value) - math.exp(value)), rel=1e-6) and found < 0
+
+
+def test_printed_wasserstein_objective_has_no_minimum():
+    x, y = (next(distribution1(theta, 500)) for theta in (0.0, 1.5))
+    for slope in (1.0, 1000.0):
+        value = vf_wasserstein_distance(x, y, lambda points, slope=slope: -slope * points[:, :1])
+        assert value.item() == pytest.approx(1.5 * slope, rel=1e-5)
+
+
+@pytest.mark.parametrize("theta", [0.001, 0.1, 2.0])
+def test_near_lines_are_as_different_as_far_ones(theta):
+    """The squared Hellinger distance of two lines is 2: no box half as wide as θ has points of both."""
+    x, y = (next(distribution1(value, 500)) for value in (0.0, theta))
+    boxes = [set((points[:, 0] / (theta / 2)).round().int().tolist()) for points in (x, y)]
+    assert not boxes[0] & boxes[1]
+    value = vf_squared_hellinger(x, y, lambda points: 10 * torch.sign(theta / 2 - points[:, :1]))
+    assert value.item() == pytest.approx(2, abs=2e-4)
+
+
+def test_lines_of_the_record_approach_two(open_run):
+    found = open_run("critics-lines-sgd").metrics
+    assert found["hellinger_0.1"][-1] > 1.9 and 1.95 < found["hellinger_1"][-1] <= 2
+
+
+def test_smaller_batches_are_noisier():
+    means = [torch.randn(2000, size).mean(1).std().item() for size in (64, 512)]
+    assert means[0] / means[1] == pytest.approx(math.sqrt(8), rel=0.1)
+
+
+@pytest.mark.parametrize("centre", [0.0, 3.0])
+def test_interpolation_keeps_the_mean(centre):
+    z_0, z_1 = centre + torch.randn(2, 200_000, dtype=torch.float64)
+    z = 0.5 * z_0 + 0.5 * z_1
+    assert z.mean().item() == pytest.approx(centre, abs=0.01) and z.var().item() == pytest.approx(0.5, rel=0.02)
+
+
+# The reports' traversals
+
+
+@torch.no_grad()
+def test_step_of_fifty_makes_all_latents_one():
+    z, step = torch.randn(2000, 100), torch.eye(100)[6]
+    cosine = torch.cosine_similarity(z[:1000] + 50 * step, z[1000:] + 50 * step)
+    assert cosine.mean().item() == pytest.approx(2500 / 2600, abs=0.01)
+
+
+@torch.no_grad()
+def test_untrained_generator_changes_along_any_latent():
+    generator = GAN().generator.eval()
+    z = torch.randn(200, 100)
+    images = generator(z)
+    apart = (images[1:] - images[:-1]).square().mean().sqrt()
+    for way in (torch.eye(100)[0], torch.eye(100)[50], torch.full((100,), 0.1)):
+        assert (generator(z + 5 * way) - images).square().mean().sqrt() > 0.2 * apart
+
+
+# Report 001: the penalty
+
+
+def test_norm_by_rows_lets_slopes_pass():
+    for slope, fined in ((9.0, False), (12.0, True)):
+        even = torch.full((3, 32, 32), slope / 3072**0.5)
+        due = lp_reg(torch.zeros(2, 3, 32, 32), torch.ones(2, 3, 32, 32), lambda z, even=even: (z * even).sum((1, 2, 3)))
+        assert due.item() == pytest.approx((slope - 1) ** 2, rel=1e-4)
+        assert (even.norm(dim=-1) > 1).any() == fined
+
+
+def test_t_by_pixel_stays_in_the_middle():
+    d, t = torch.randn(3072), torch.rand(1000, 3072)
+    foot = t @ d.square() / d.square().sum()
+    assert foot.min() > 0.45 and foot.max() < 0.55
+    off = ((t - foot[:, None]) * d).norm(dim=1) / d.norm()
+    assert off.mean().item() == pytest.approx(math.sqrt(1 / 12), rel=0.02)
+
+
+# Assignment 004
+
+
+def test_plus_before_the_divergence_has_no_optimum():
+    """x = z + noise, q a Gaussian: a narrow q gains without end, a far one loses without end."""
+    x, prior, evidence = 1.5, Normal(0.0, 1.0), Normal(0.0, math.sqrt(2.0)).log_prob(torch.tensor(1.5)).item()
+
+    def printed(mean, deviation, sign=1):
+        fit = -0.5 * ((x - mean) ** 2 + deviation**2) - 0.5 * math.log(2 * math.pi)
+        return fit + sign * kl_divergence(Normal(mean, deviation), prior).item()
+
+    assert printed(0.75, math.sqrt(0.5), sign=-1) == pytest.approx(evidence, abs=1e-5)
+    assert printed(0.75, 1e-30) > evidence + 50
+    assert printed(-1000.0, 1.0) < -1000 and printed(-1000.0, 1.0, sign=-1) < -1000
+
+
+def test_sum_over_images_is_one_number():
+    """Read literally, with a draw for each image, the estimate is of the mean of p(x) over images."""
+    images = math.sqrt(2.0) * torch.randn(200_000, dtype=torch.float64)
+    q = Normal(images / 2, 0.8)
+    z = q.sample()
+    weights = Normal(0.0, 1.0).log_prob(z) + Normal(z, 1.0).log_prob(images) - q.log_prob(z)
+    found = weights.exp().mean().log().item()
+    assert found == pytest.approx(-0.5 * math.log(8 * math.pi), abs=0.01)
+    for x in (0.0, -3.0):
+        assert abs(Normal(0.0, math.sqrt(2.0)).log_prob(torch.tensor(x)).item() - found) > 0.3
+
+
+def test_bound_weighs_the_errors_of_the_noise():
+    schedule = Diffusion(linear_betas(1000))
+    weights = []
+    for t in (2, 1000):
+        a, rest = schedule.alphas[t - 1].double(), 1 - schedule.alphas_cumprod[t - 1].double()
+        deviation = schedule.posterior_variance[t - 1].double().sqrt()
+        means = [(1 - (1 - a) / rest.sqrt() * noise) / a.sqrt() for noise in (0.0, 1.0)]
+        weights.append(kl_divergence(*(Normal(mean, deviation) for mean in means)).item())
+    assert weights[0] == pytest.approx(0.60, abs=0.01) and weights[1] == pytest.approx(0.0102, abs=1e-4)
+
+
+def test_smooth_loss_is_not_least_at_the_mean():
+    noise, share = torch.tensor([-0.5, 3.0]), torch.tensor([0.75, 0.25])
+    guess = torch.linspace(-1, 3, 4001)
+    off = noise - guess[:, None]
+    least = guess[(smooth_l1_loss(off, 0 * off, reduction="none") * share).sum(1).argmin()].item()
+    assert least == pytest.approx(-0.5 + 1 / 3, abs=2e-3) and (noise * share).sum().item() == pytest.approx(0.375)
+
+
+@torch.no_grad()
+def test_step_draws_the_earlier_image():
+    """Data N(0, 4) and the best noise model: a step from x_t has the variance of x_{t-1}."""
+    schedule = Diffusion(linear_betas(10, 0.05, 0.3))
+    left, t = schedule.alphas_cumprod.double(), 6  # mathematical t, index t − 1
+    variance = 4 * left + 1 - left
+    x_t = variance[t - 1].sqrt() * torch.randn(400_000, dtype=torch.float64)
+    guess = (1 - left[t - 1]).sqrt() * x_t / variance[t - 1]  # E[ε | x_t]
+    alpha = schedule.alphas[t - 1].double()
+    mean = (x_t - (1 - alpha) / (1 - left[t - 1]).sqrt() * guess) / alpha.sqrt()
+    exact = (1 - alpha) * variance[t - 2] / variance[t - 1]  # variance of x_{t-1} given x_t, from the data's density
+    drawn = mean + exact.sqrt() * torch.randn_like(mean)
+    assert drawn.var().item() == pytest.approx(variance[t - 2].item(), rel=0.01)
+    assert variance[t - 2] > 1.05 * variance[t - 1]
 
 
 @pytest.mark.parametrize("s", [0.3, 1.0, 2.0])
