@@ -148,8 +148,8 @@ def variational_bound(
         A scalar, to be maximised ({eq}`eq-variational-bound`).
 
     Raises:
-        ValueError: an unknown divergence, no samples, samples of different shapes,
-            another shape of scores, or a value that is not finite.
+        ValueError: an unknown divergence, no samples, samples of different shapes or
+            not of floats, another shape of scores, or a value that is not finite.
     """
     if divergence not in F_DIVERGENCES:
         raise ValueError(
@@ -182,8 +182,8 @@ def vf_squared_hellinger(
         A scalar, float32 at the least.
 
     Raises:
-        ValueError: no samples, samples of different shapes, another shape of scores, or a
-            value that is not finite.
+        ValueError: no samples, samples of different shapes or not of floats, another
+            shape of scores, or a value that is not finite.
     """
     _check_samples(x, y)
     v_x, v_y = _scores(critic, x), _scores(critic, y)
@@ -210,8 +210,8 @@ def vf_wasserstein_distance(
         A scalar, float32 at the least.
 
     Raises:
-        ValueError: no samples, samples of different shapes, another shape of scores, or a
-            value that is not finite.
+        ValueError: no samples, samples of different shapes or not of floats, another
+            shape of scores, or a value that is not finite.
     """
     _check_samples(x, y)
     f_x, f_y = _scores(critic, x), _scores(critic, y)
@@ -267,8 +267,8 @@ def lp_reg(
         A scalar, float32 at the least, not multiplied by any λ.
 
     Raises:
-        ValueError: no samples, x and y of different shapes, another shape of scores, a
-            critic that ignores its input, or a value that is not finite.
+        ValueError: no samples, x and y of different shapes or not of floats, another
+            shape of scores, a critic that ignores its input, or a value that is not finite.
     """
     _check_samples(x, y)
     if len(x) != len(y):
@@ -288,6 +288,11 @@ def lp_reg(
 OBJECTIVES = ("hellinger", "wasserstein")
 
 
+def _check_objective(objective: str) -> None:
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {OBJECTIVES}, got {objective!r}")
+
+
 def critic_loss(
     objective: str,
     x: Float[Tensor, "batch 2"],
@@ -297,10 +302,20 @@ def critic_loss(
 ) -> Float[Tensor, ""]:
     """What a critic minimises: minus the objective, plus λ times the penalty.
 
-    Only the Wasserstein distance has a penalty ({eq}`eq-critic-loss`).
+    Args:
+        objective: one of `OBJECTIVES`; only "wasserstein" has a penalty.
+        x: samples of P.
+        y: samples of Q; for the penalty as many.
+        critic: gives one number for each sample.
+        penalty_weight: λ of {eq}`eq-critic-loss`.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: an unknown objective, or what the objective and `lp_reg` refuse.
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective must be one of {OBJECTIVES}, got {objective!r}")
+    _check_objective(objective)
     if objective == "hellinger":
         return -vf_squared_hellinger(x, y, critic)
     return -vf_wasserstein_distance(x, y, critic) + penalty_weight * lp_reg(x, y, critic)
@@ -412,7 +427,7 @@ class CriticRecipe:
 
 RECIPES = {
     "critics-lines": CriticRecipe("critics-lines"),
-    # What the assignment suggests and report 002 did, for four times as long as it did.
+    # The assignment's optimiser and report 002's batches, for four times its steps.
     "critics-lines-sgd": CriticRecipe(
         "critics-lines-sgd",
         objectives=("hellinger",),
@@ -438,8 +453,22 @@ def estimates(
 
     For the squared Hellinger distance, `hellinger`. For the Wasserstein distance, `raw`,
     the value E_P f − E_Q f; `penalty`, R of {eq}`eq-lipschitz-penalty`; `w1`, the value
-    less 2λR ({eq}`eq-soft-penalty`); and `steepest`, the largest slope met.
+    less 2λR ({eq}`eq-soft-penalty`); and `steepest`, the largest slope met. A standard
+    error is called as its estimate, with `_se`.
+
+    Args:
+        objective: one of `OBJECTIVES`.
+        theta: where Q stands.
+        critic: a network of points `(B, 2)`.
+        samples: fresh points of P, and of Q; at least 2.
+        penalty_weight: λ.
+
+    Raises:
+        ValueError: an unknown objective, or too few samples.
     """
+    _check_objective(objective)
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2, got {samples}")
     device = next(critic.parameters()).device
     x = next(distribution1(0.0, samples)).to(device)
     y = next(distribution1(theta, samples)).to(device)
@@ -539,8 +568,9 @@ def measure(
     On a line a critic is a function of the height alone. So `p` and `q` are its scores at
     1,001 heights from 0 to 1 of the lines of P and Q, `(1001,)`, and `across` the
     derivative of the second by θ. With the Wasserstein distance also `slope`, `(samples,)`,
-    at places between fresh points of both lines.
+    at places between fresh points of both lines. Raises ValueError for an unknown objective.
     """
+    _check_objective(objective)
     height = torch.linspace(0, 1, HEIGHTS)
     x, y = (torch.stack([height.new_full((HEIGHTS,), at), height], 1) for at in (0, theta))
     y.requires_grad_()
@@ -785,7 +815,20 @@ def generator_signal(
     critic: nn.Module,
     samples: int = 2_000,
 ) -> float:
-    """The derivative by θ of a fixed critic's value ({eq}`eq-generator-signal`)."""
+    """The derivative by θ of a fixed critic's value ({eq}`eq-generator-signal`).
+
+    Args:
+        objective: one of `OBJECTIVES`.
+        theta: where Q stands.
+        critic: a network of points `(B, 2)`.
+        samples: points of Q at equal distances, over which the mean is taken.
+
+    Raises:
+        ValueError: an unknown objective, or no samples.
+    """
+    _check_objective(objective)
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
     dtype = next(critic.parameters()).dtype
     place = torch.tensor(theta, dtype=dtype, requires_grad=True)
     height = torch.linspace(0, 1, samples, dtype=dtype)

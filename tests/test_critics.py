@@ -250,6 +250,16 @@ def test_bad_input_of_one_function():
         vf_squared_hellinger(X, X, lambda z: torch.full((len(z),), 100.0))
     with pytest.raises(ValueError, match="divergence must be one of"):
         variational_bound(X, X, make_critic(4), "Hellinger")
+    for refused in (
+        lambda: critics.estimates("kl", 0.5, make_critic(4), 10, 50.0),
+        lambda: critics.measure("kl", 0.5, make_critic(4), 10),
+        lambda: critics.generator_signal("kl", 0.5, make_critic(4)),
+        lambda: critics.critic_loss("kl", X, X, make_critic(4)),
+    ):
+        with pytest.raises(ValueError, match="objective must be one of"):
+            refused()
+    with pytest.raises(ValueError, match="samples must be at least 2, got 1"):
+        critics.estimates("hellinger", 0.5, make_critic(4), 1, 50.0)
     for bad in ({"x": math.inf}, {"x": 0.0, "batch_size": 0}):
         with pytest.raises(ValueError, match="must be"):
             distribution1(**bad)
