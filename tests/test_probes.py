@@ -1,9 +1,11 @@
 """What is measured on a recorded diffusion model, beyond what its chapter shows: properties, bad input, resuming."""
 
 import dataclasses
+import warnings
 
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
 
 from genbook import data, probes, training
 from genbook.ddpm import DDPM
@@ -98,6 +100,17 @@ def test_noise_of_features(model, images):
     for t in (-1, 21):
         with pytest.raises(ValueError, match=r"t must lie in \[0, 20\]"):
             unet_features(model, images[:2], t)
+
+
+def test_a_probe_with_a_weak_penalty_converges():
+    torch.manual_seed(0)
+    labels = torch.arange(600) % 5
+    clouds = 0.5 * torch.randn(5, 40)[labels] + torch.randn(600, 40)
+    stretched = clouds * torch.logspace(0, -2, 40) @ torch.randn(40, 40)
+    part = stretched, labels
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        linear_probe(part, part, part, strengths=(1e3,))
 
 
 def test_probe_of_nothing_is_at_chance():
