@@ -546,7 +546,7 @@ def final_metrics(
     for key, value in monitored(found).items():
         metrics[key] = runs.metric(
             value, se=error if key == "alignment" else None, n=n, split="test", unit="1",
-            tolerance=0.01 * max(1, abs(value)), note=notes[key],
+            tolerance=max(0.01 * abs(value), 1e-4), note=notes[key],
         )  # fmt: skip
     return metrics
 
