@@ -139,7 +139,16 @@ def seconds_per_1000(
 
     Processor time rather than the clock's, so that other work on the machine doesn't count;
     and of `n` images less that of a `few`, so that reading the weights doesn't.
+
+    Args:
+        run: of a family whose `sample` makes images.
+        n: images.
+        few: images, fewer than n.
+    Raises:
+        ValueError: few isn't between 0 and n.
     """
+    if not 0 < few < n:
+        raise ValueError(f"few must be above 0 and below n, got {few} and {n}")
     took = []
     for images in (few, few, n):  # the first warms up
         began = time.process_time()
@@ -150,22 +159,26 @@ def seconds_per_1000(
 
 def chosen(
     train: UInt8[Tensor, "m1 c h w"],
-    test: UInt8[Tensor, "m2 c h w"],
+    valid: UInt8[Tensor, "m2 c h w"],
+    test: UInt8[Tensor, "m3 c h w"],
     n: int,
     seed: int = 0,
 ) -> dict[str, UInt8[Tensor, "n c h w"]]:
-    """`n` images at random: "test", as many "others" of the test set, and "train".
+    """`n` images each at random: "train", "valid", "test", and "others" of the test set.
 
     Raises:
-        ValueError: fewer than n training or 2n test images.
+        ValueError: fewer than n training, n validation or 2n test images.
     """
-    if len(train) < n or len(test) < 2 * n:
-        told = f"{n} of {len(train)} and twice that of {len(test)}"
-        raise ValueError(f"there are too few images: {told} are asked for")
+    if min(len(train), len(valid), len(test) // 2) < n:
+        told = f"{len(train)}, {len(valid)} and {len(test)}"
+        raise ValueError(
+            f"{n} training and validation images and twice as many test images are asked "
+            f"for, but there are too few: {told}"
+        )
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(test), generator=generator)
-    some = torch.randperm(len(train), generator=generator)[:n]
-    return {"test": test[rows[:n]], "others": test[rows[n : 2 * n]], "train": train[some]}
+    rows = [torch.randperm(len(some), generator=generator) for some in (train, valid, test)]
+    sets = {"train": train[rows[0][:n]], "valid": valid[rows[1][:n]]}
+    return {**sets, "test": test[rows[2][:n]], "others": test[rows[2][n : 2 * n]]}
 
 # %% ../nbs/results/comparison.ipynb #672eaa17
 def measure(
@@ -179,7 +192,8 @@ def measure(
     """Look at all sets of a recipe, and keep pictures of each in `samples/`.
 
     Raises:
-        ValueError: a record that isn't there, or a checkpoint of other settings.
+        ValueError: a record that isn't there, fewer images than the recipe wants, or a
+            checkpoint of other settings.
     """
     judge = judge_of(runs.Run.open(recipe.judge)).to(device or "cpu")
     of = {name: runs.Run.open(name) for name in recipe.models()}
@@ -193,7 +207,7 @@ def measure(
     measured = Measured(out / "checkpoint.pt", settings, resume)
     halved = torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16")
     few = min(64, recipe.samples // 8)
-    real = chosen(levels["train"], levels["test"], recipe.samples, recipe.seed)
+    real = chosen(**levels, n=recipe.samples, seed=recipe.seed)
 
     def images(name):
         kind, draws = name.removesuffix(" draws"), name.endswith(" draws")
@@ -227,8 +241,7 @@ def measure(
 
     for name in tqdm(recipe.sets, desc=recipe.name, unit="set", disable=not progress):
         measured.once(name, partial(look, name))
-    held_out = scale_pixels(levels["valid"][: recipe.samples])
-    measured.once("valid", lambda: {"memorised": memorised(held_out)})
+    measured.once("valid", lambda: {"memorised": memorised(scale_pixels(real["valid"]))})
     return measured
 
 # %% ../nbs/results/comparison.ipynb #560c1b0c
@@ -269,7 +282,9 @@ def final_metrics(
     network = f"last hidden layer of {recipe.judge}'s classifier"
 
     def put(key, value, se, unit, note, tolerance=1e-3):
-        more = {"n": n, "split": "test", "unit": unit, "tolerance": tolerance}
+        split = key.split("_")[0]
+        split = split if split in ("train", "valid") else "test"
+        more = {"n": n, "split": split, "unit": unit, "tolerance": tolerance}
         metrics[key] = runs.metric(value, se=se, note=note, **more)
 
     half = partial(bootstrap, resamples=recipe.resamples, seed=recipe.seed)
