@@ -165,7 +165,7 @@ def memorisation(
 
     Args:
         samples: images in [−1, 1].
-        train: levels 0 to 255 of what the generator learnt from.
+        train: levels 0 to 255 of what the generator learned from.
         test: levels 0 to 255 of what it hasn't seen.
         seed: of the choice of the images that stay.
     Raises:
