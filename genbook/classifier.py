@@ -245,7 +245,7 @@ def train(
     """Train a recipe, resuming an earlier attempt, and write its record to a folder.
 
     Returns:
-        The run, or None where Ctrl-C stopped the training: standard error tells.
+        The run, or None where Ctrl-C stopped the training: standard error says so.
     """
     out = Path(out)
     examples, valid = (
