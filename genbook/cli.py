@@ -155,7 +155,9 @@ def show(
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.4f}" if isinstance(value, float) else " ".join(str(value).split())
+    if isinstance(value, float):
+        return f"{value:.4f}" if value == 0 or abs(value) >= 0.1 else f"{value:.4g}"
+    return " ".join(str(value).split())
 
 
 def tell(
@@ -280,7 +282,7 @@ def train(
 
 
 def _changes(recorded: dict, recipe: Any) -> list[str]:
-    """In what a recipe differs from the one that a record keeps."""
+    """How a recipe differs from the one that a record keeps."""
     now = json.loads(json.dumps(dataclasses.asdict(recipe)))
     return [f"{key} was {recorded.get(key)!r}, is {now[key]!r}" for key in now if now[key] != recorded.get(key)]
 
@@ -309,7 +311,7 @@ def evaluate(
 ):
     """Recompute a record's figures and compare.
 
-    They are computed from its weights, on the data.
+    They are computed on the data from its weights, or from the features that it keeps in their place.
 
     Exit status 1 where one differs by more than its tolerance. What cannot be checked because the data are not at hand is said so,
     and is no failure.
@@ -415,7 +417,7 @@ def records(
             }  # fmt: skip
             if not as_json:
                 row["minutes"] = f"{row['minutes']:.1f}"
-                row["figures"] = ", ".join(f"{key} {value:.2f}" for key, value in row["figures"].items())
+                row["figures"] = ", ".join(f"{key} {runs.short_number(value)}" for key, value in row["figures"].items())
         else:
             row["state"] = "malformed"
         rows.append(row | ({"problems": problems[name]} if as_json else {}))

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['FILE_LIMIT', 'TOTAL_LIMIT', 'METRIC_KEYS', 'RECORD_KEYS', 'INNER_KEYS', 'LIBRARIES', 'runs_root', 'write_atomic',
-           'write_metrics', 'save_weights', 'load_weights', 'describe_weights', 'Run', 'all_runs', 'validate',
-           'validate_all', 'metric', 'mean_metric', 'version_info', 'device_info', 'write_record']
+           'write_metrics', 'save_weights', 'load_weights', 'describe_weights', 'Run', 'all_runs', 'short_number',
+           'validate', 'validate_all', 'metric', 'mean_metric', 'version_info', 'device_info', 'write_record']
 
 # %% ../nbs/appendix/records.ipynb #0b562fcc
 import csv
@@ -330,6 +330,13 @@ def all_runs(
     """Every record under a folder, by name."""
     root = Path(root) if root is not None else runs_root()
     return [Run(path.parent) for path in sorted(root.glob("*/run.json"))]
+
+
+def short_number(
+    value: float,  # of any size
+) -> str:
+    """A figure as the lists of records show it: two decimals, or four digits where it is below ten."""
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
 
 # %% ../nbs/appendix/records.ipynb #5a09e5a8
 FILE_LIMIT = 25_000_000  # bytes a file
