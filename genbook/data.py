@@ -26,6 +26,8 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from .runs import replacing
+
 # %% auto #0
 __all__ = ['DATASETS', 'Arrays', 'Split', 'DataError', 'DataSet', 'cache_root', 'data_roots', 'Copy', 'find', 'parse_amat',
            'import_torchvision', 'load', 'fetch', 'digest', 'check', 'provenance', 'toy_grey_digits', 'toy_digits',
@@ -422,21 +424,6 @@ def _read(copy: Copy) -> Arrays:
     return images, labels
 
 # %% ../nbs/foundations/data.ipynb #d6871429
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place only when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
 def _source_state(copy: Copy) -> str:
     """What tells whether the files of a copy are still those that were decoded."""
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in copy.files]
@@ -471,7 +458,7 @@ def _decoded(copy: Copy) -> Arrays:
     images, labels = _read(copy)
     arrays = {"images": np.ascontiguousarray(images)} | ({} if labels is None else {"labels": labels})
     try:
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             save_file(arrays, temporary, metadata={"source": state, "sha256": _sha256(images, labels)})
     except OSError as error:
         warnings.warn(f"{path}: the decoded copy of {copy.name} could not be kept ({error})", stacklevel=3)
@@ -668,7 +655,7 @@ def digest(name: str, split: str, root: str | Path | None = None) -> str:
 
 
 def _notes(copy: Copy, count: int) -> list[str]:
-    """In what a copy differs from the published part, as far as can be told."""
+    """How a copy differs from the published part, as far as can be told."""
     published = DATASETS[copy.name].published[copy.part]
     notes = []
     if count < published:
