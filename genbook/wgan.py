@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'HalvingConv2d', 'LeakyReLU', 'Critic', 'Generator', 'WGAN', 'critic_objective', 'generator_objective',
-           'settle', 'WGANRecipe', 'build', 'scores', 'slopes', 'between', 'roughness', 'final_metrics', 'keep_samples',
+           'settle', 'WGANRecipe', 'build', 'scores', 'slopes', 'roughness', 'final_metrics', 'keep_samples',
            'keep_portrait', 'train', 'evaluate', 'sample']
 
 # %% ../nbs/gan/wgan.ipynb #81fbeabf
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from . import data, runs, training
-from .critics import lp_reg, vf_wasserstein_distance
+from .critics import between, lp_reg, slopes_and_scores, vf_wasserstein_distance
 from .gaussian_vae import nearest, scale_pixels, show_pixels
 from .viz import to_png
 
@@ -378,21 +378,9 @@ def slopes(
     x: Float[Tensor, "n 3 32 32"],
 ) -> Float[Tensor, "n"]:
     """Norm of the critic's gradient by the image, at each of many images, on the CPU."""
-    device, found = next(critic.parameters()).device, []
-    for some in x.split(250):
-        with torch.enable_grad():
-            some = some.detach().to(device).requires_grad_()
-            (gradient,) = torch.autograd.grad(critic(some).sum(), some)
-        found.append(gradient.flatten(1).norm(dim=1).cpu())
-    return torch.cat(found)
-
-
-def between(
-    x: Float[Tensor, "n 3 32 32"],
-    y: Float[Tensor, "n 3 32 32"],
-) -> Float[Tensor, "n 3 32 32"]:
-    """A random point on the line from each image to its partner."""
-    return torch.lerp(y, x, torch.rand(len(x), 1, 1, 1, device=x.device))
+    device = next(critic.parameters()).device
+    parts = [slopes_and_scores(critic, some.to(device))[0] for some in x.split(250)]
+    return torch.cat(parts).cpu()
 
 
 def roughness(
