@@ -112,7 +112,12 @@ def spread_steps(
     n: int,
     timesteps: int,
 ) -> Int64[Tensor, "n"]:
-    """Indices of steps for n images, evenly from 0 to T − 1 ({eq}`eq-ddpm-stratified`)."""
+    """Indices of steps for n images, evenly from 0 to T − 1 ({eq}`eq-ddpm-stratified`).
+
+    Args:
+        n: images, at least 1.
+        timesteps: T.
+    """
     return torch.arange(n) * timesteps // n
 
 
@@ -125,6 +130,11 @@ def losses(
     """Smooth L1 error of the predicted noise of each image, at its own of n spread steps.
 
     Steps and noise are the same for every model of one T and on every device.
+
+    Args:
+        model: that predicts the noise.
+        images: levels from 0 to 255.
+        seed: of the noise.
     """
     generator = torch.Generator().manual_seed(seed)
     steps, found = spread_steps(len(images), model.diffusion.timesteps), []
