@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # %% ../nbs/appendix/book.ipynb #7b327fd0
 DIRECTIVES = (
@@ -64,7 +64,10 @@ _TAGS = {
 def cell_metadata(
     directives: dict[str, str],
 ) -> dict:
-    """The MyST-NB metadata that says what the directives of a cell say."""
+    """The MyST-NB metadata that says what the directives of a cell say.
+
+    Raises ValueError where a figure has no caption, or no label that begins with fig-.
+    """
     metadata: dict = {}
     if tags := [tag for (name, value), tag in _TAGS.items() if directives.get(name) == value]:
         metadata["tags"] = tags
@@ -305,10 +308,11 @@ _NOTES = {"checks": ("check", "Checks"), "defines": ("define", "Implements")}
 def read_notebook(
     text: str,
     root: Path | str | None = None,
-):
+) -> "nbformat.NotebookNode":
     """Read a notebook of the book as MyST-NB is to see it: a hidden digest, tags for directives, notes at checks.
 
-    Returns an nbformat NotebookNode. Pure: the same text and the same dependencies on disk give the same notebook.
+    Pure: the same text and the same dependencies on disk give the same notebook. Raises ValueError as `split_directives`
+    and `cell_metadata` do.
     """
     import nbformat
 
@@ -405,8 +409,8 @@ def mark_equations(
 def run_notebooks(
     paths: Iterable[Path],
     cache_path: Path | str,
-    timeout: int = 300,
-    workers: int | None = None,
+    timeout: int = 300,  # seconds that a cell may take
+    workers: int | None = None,  # notebooks at a time; one a core, at most four, where None
 ) -> list[Path]:
     """Run the notebooks whose outputs are not in the cache, several at a time, and put them there.
 
@@ -439,8 +443,13 @@ def run_notebooks(
     return [path for path, _ in pending]
 
 
-def setup(app):
-    """Connect the book to Sphinx: outdated pages, execution, marks beside equations, downloads."""
+def setup(
+    app: "sphinx.application.Sphinx",
+) -> dict[str, Any]:
+    """Connect the book to Sphinx: outdated pages, execution, marks beside equations, downloads.
+
+    The build ends with an ExtensionError where `coverage` finds a mistake.
+    """
     from sphinx.errors import ExtensionError
     from sphinx.util import logging
 

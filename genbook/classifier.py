@@ -50,7 +50,11 @@ class Classifier(nn.Module):
         self,
         x: Float[Tensor, "batch 3 32 32"],
     ) -> Float[Tensor, "batch features"]:
-        """What the last hidden layer says of images in [−1, 1]."""
+        """What the last hidden layer says of images in [−1, 1].
+
+        Raises:
+            ValueError: another shape.
+        """
         if x.ndim != 4 or x.shape[1:] != (3, 32, 32):
             raise ValueError(f"x must be of shape (B, 3, 32, 32), got {tuple(x.shape)}")
         return self.body(x)
@@ -67,7 +71,11 @@ def shifted(
     x: Float[Tensor, "batch c h w"],
     by: int = 2,
 ) -> Float[Tensor, "batch c h w"]:
-    """Each image moved by up to `by` pixels each way; mirrored pixels fill the edge."""
+    """Each image moved by up to `by` pixels each way; mirrored pixels fill the edge.
+
+    Raises:
+        ValueError: a negative `by`, or one that reaches the side.
+    """
     if not 0 <= by < min(x.shape[2:]):
         raise ValueError(f"by must be from 0 to the side less one, got {by}")
     n, _, h, w = x.shape
@@ -83,7 +91,7 @@ def objective(
     model: Classifier,
     batch: "tuple[UInt8[Tensor, 'batch 3 32 32'], Int[Tensor, 'batch']]",
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Mean −log p of the labels, on shifted images ({eq}`eq-classifier-proper`)."""
+    """Mean −log p of the labels in nats, on shifted images ({eq}`eq-classifier-proper`)."""
     images, labels = batch
     scores = model(shifted(scale_pixels(images))).float()
     right = (scores.argmax(1) == labels).float().mean()
@@ -123,7 +131,11 @@ def change_of_mind(
     before: Float[Tensor, "*n classes"],
     after: Float[Tensor, "*n classes"],
 ) -> Float[Tensor, "*n"]:
-    """Total variation between class probabilities, in [0, 1] ({eq}`eq-classifier-change`)."""
+    """Total variation between class probabilities, in [0, 1] ({eq}`eq-classifier-change`).
+
+    Raises:
+        ValueError: numbers of classes that differ.
+    """
     if before.shape[-1:] != after.shape[-1:]:
         told = f"{tuple(before.shape)} and {tuple(after.shape)}"
         raise ValueError(f"before and after must have the same classes, got {told}")
@@ -176,7 +188,7 @@ def calibration(
 ) -> float:
     """Mean distance of confidence and share of right answers, over bins of confidence.
 
-    Each bin of the same width counts with its share of the images.
+    Each bin of the same width counts with its share of the images. `right` is 1 or 0.
     """
     bin_of = (confidence * bins).long().clamp(max=bins - 1)
     sums = torch.zeros(bins, dtype=torch.float64)

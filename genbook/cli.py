@@ -100,7 +100,10 @@ def override(
     recipe: Any,
     settings: Iterable[str],  # each "field=value"
 ) -> Any:
-    """The recipe with some fields changed, and with a name that says so where any differs from before."""
+    """The recipe with some fields changed, and with a name that says so where any differs from before.
+
+    Raises ValueError where a setting has no "=", names no field, or has a value of another type.
+    """
     kinds = typing.get_type_hints(type(recipe))
     changes = {}
     for setting in settings:
@@ -200,7 +203,7 @@ def _options(
 def recipes(
     name: Annotated[Optional[str], typer.Argument(help="A recipe, to list its fields: what --set can change.")] = None,
     as_json: _JSON = False,
-):
+) -> None:
     """List the recipes, or the fields of one."""
     from genbook import runs
 
@@ -238,10 +241,10 @@ def train(
     device: Annotated[Optional[str], typer.Option(help="cpu, cuda or mps; else the best there is.")] = None,
     precision: Annotated[Optional[str], typer.Option(help="fp32 or bf16; else as the recipe says.")] = None,
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the last checkpoint, or start anew.")] = True,
-):
+) -> None:
     """Train a recipe and write its record.
 
-    An interrupted run goes on where it stopped when the same command is given again.
+    An interrupted run, exit status 130, goes on where it stopped when the same command is given again.
 
     \b
     Examples:
@@ -308,7 +311,7 @@ def evaluate(
     all_: Annotated[bool, typer.Option("--all", help="Every record, one after the other.")] = False,
     data_root: _DATA_ROOT = None,
     as_json: _JSON = False,
-):
+) -> None:
     """Recompute a record's figures and compare.
 
     They are computed on the data from its weights, or from the features that it keeps in their place.
@@ -374,7 +377,7 @@ def sample(
     n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of the random numbers: another seed, other images.")] = 0,
     out: Annotated[Optional[Path], typer.Option(help="The PNG to write; else RUN-samples.png here.")] = None,
-):
+) -> None:
     """Draw images from a recorded model into a PNG, side by side."""
     from genbook import runs
     from genbook.viz import to_png
@@ -389,7 +392,7 @@ def sample(
 @app.command()
 def records(
     as_json: _JSON = False,
-):
+) -> None:
     """List the records and check each.
 
     Exit status 1 where one is not whole: a file missing or damaged, a value that may not be. A run that is being trained, or was
@@ -435,7 +438,7 @@ def records(
 def equations(
     nbs: Annotated[Optional[Path], typer.Option(help="Folder of the notebooks; else that of the book at hand.")] = None,
     as_json: _JSON = False,
-):
+) -> None:
     """List the numbered equations and what checks them.
 
     Exit status 1 where one has neither a check nor a definition, a label is used twice, or a check is of no equation.
@@ -470,7 +473,7 @@ _DATA = typer.Argument(help="A name that `genbook data list` lists.")
 def data_list(
     data_root: _DATA_ROOT = None,
     as_json: _JSON = False,
-):
+) -> None:
     """List the data sets: shapes, sizes, licences, and where each lies."""
     from genbook import data
 
@@ -495,7 +498,7 @@ def data_list(
 def data_fetch(
     name: Annotated[str, _DATA],
     data_root: _DATA_ROOT = None,
-):
+) -> None:
     """Download a data set from its publisher, check it and keep it."""
     from genbook import data
 
@@ -508,7 +511,7 @@ def data_check(
     name: Annotated[str, _DATA],
     data_root: _DATA_ROOT = None,
     as_json: _JSON = False,
-):
+) -> None:
     """Read a data set and compare it with the published one.
 
     Exit status 1 where a part is missing or damaged.

@@ -355,7 +355,7 @@ def critic_loss(
 
 # %% ../nbs/gan/critics.ipynb #26fb8196
 def make_critic(hidden: int = 256) -> nn.Sequential:
-    """The course's critic of points in the plane: three hidden layers, LeakyReLU 0.01."""
+    """The course's critic, points `(B, 2)` → `(B, 1)`: three hidden layers, LeakyReLU 0.01."""
     widths = (2, hidden, hidden, hidden)
     layers = []
     for n_in, n_out in zip(widths, widths[1:]):
@@ -402,7 +402,11 @@ LINE_OPTIMIZERS = {
 
 @dataclass(frozen=True)
 class CriticRecipe:
-    """What determines a run on the two lines: a critic for each θ and objective."""
+    """What determines a run on the two lines: a critic for each θ and objective.
+
+    Raises:
+        ValueError: a field that is out of its range.
+    """
 
     name: str
     objectives: tuple[str, ...] = OBJECTIVES  # what each θ is estimated by

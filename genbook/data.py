@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -272,7 +273,7 @@ def parse_amat(text: bytes, width: int = 784) -> UInt8[np.ndarray, "n width"]:
 _operators = None  # holds the declarations below for as long as the process lives
 
 
-def import_torchvision():
+def import_torchvision() -> ModuleType:
     """The module torchvision, also where its compiled operators are missing.
 
     The package index's wheel of torchvision is built against a CUDA torch. Beside a CPU-only torch its compiled
@@ -650,7 +651,10 @@ def _complete(name: str, root: Path) -> bool:
 
 # %% ../nbs/foundations/data.ipynb #b37b3490
 def digest(name: str, split: str, root: str | Path | None = None) -> str:
-    """SHA-256, in hexadecimal, of a split's pixels and then its labels, a byte each, as `load` gives them."""
+    """SHA-256, in hexadecimal, of a split's pixels and then its labels, a byte each, as `load` gives them.
+
+    Raises ValueError and DataError as `load` does; nothing is downloaded.
+    """
     return _sha256(*load(name, split, root, download=False))
 
 
@@ -680,6 +684,8 @@ def check(name: str, root: str | Path | None = None) -> dict:
         `{"name", "ok", "parts": {part: {"found", "layout", "size", "published", "sha256", "verdict"}}, "notes",
         "problems"}`. A verdict is "as published" where the content has been compared with the publisher's sums, "sums
         unknown" where there is nothing to compare with. `problems` are the messages of every `DataError`.
+    Raises:
+        ValueError: no such data set.
     """
     dataset = _dataset(name)
     report = {"name": name, "ok": True, "parts": {}, "notes": [], "problems": []}
@@ -709,7 +715,8 @@ def check(name: str, root: str | Path | None = None) -> dict:
 def provenance(name: str, root: str | Path | None = None) -> dict:
     """What a record keeps about the data it was made from: name, source, layout, and each split's size and digest.
 
-    It holds no path, so that a record says nothing about the machine it was made on.
+    It holds no path, so that a record says nothing about the machine it was made on. Raises ValueError and DataError
+    as `load` does; nothing is downloaded.
     """
     dataset = _dataset(name)
     splits, notes, layouts = {}, [], []

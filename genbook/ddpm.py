@@ -56,7 +56,11 @@ class DDPM(nn.Module):
         n: int,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "n 3 32 32"]:
-        """`n` draws of x_T, made on the CPU so that a seed means the same everywhere."""
+        """`n` draws of x_T, made on the CPU so that a seed means the same everywhere.
+
+        Raises:
+            ValueError: n below 1.
+        """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         return torch.randn(n, *self.shape, generator=generator).to(self.device)
@@ -83,6 +87,8 @@ class DDPM(nn.Module):
         Args:
             n: images.
             steps: calls of the network for each; T where T is less.
+        Raises:
+            ValueError: n or steps below 1.
         """
         steps = min(steps, self.diffusion.timesteps)
         parts = self.noise(n).split(64)
@@ -94,7 +100,11 @@ class DDPM(nn.Module):
         self,
         n: int,
     ) -> Float[Tensor, "n 3 32 32"]:
-        """Images by all T steps with `clipped_noise`; only the last step is kept."""
+        """Images in [−1, 1] by all T steps, with `clipped_noise`; only the last is kept.
+
+        Raises:
+            ValueError: n below 1.
+        """
         return sample_ancestral(self.clipped_noise, self.diffusion, self.noise(n))
 
 
@@ -102,7 +112,7 @@ def objective(
     model: DDPM,
     batch: UInt8[Tensor, "batch 3 32 32"],
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Error of the noise predicted at random steps ({eq}`eq-ddpm-objective`)."""
+    """Smooth L1 error of the noise predicted at random steps ({eq}`eq-ddpm-objective`)."""
     x = scale_pixels(batch)
     t = t_sample(model.diffusion.timesteps, len(x), x.device)
     return model.diffusion.p_losses(model.unet, x, t), {}

@@ -266,7 +266,11 @@ class Diffusion(nn.Module):
         t: Int64[Tensor, "batch"],
         noise: Float[Tensor, "batch *shape"],
     ) -> Float[Tensor, "batch *shape"]:
-        """The x_0 that, with this noise, makes x_t: `q_sample` solved for it."""
+        """The x_0 that, with this noise, makes x_t: `q_sample` solved for it.
+
+        Raises:
+            ValueError: t outside [0, T).
+        """
         rest = x - extract(self.sqrt_one_minus_alphas_cumprod, t, x.shape) * noise
         return rest / extract(self.sqrt_alphas_cumprod, t, x.shape)
 
@@ -276,7 +280,11 @@ class Diffusion(nn.Module):
         x: Float[Tensor, "batch *shape"],
         t: Int64[Tensor, "batch"],
     ) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *ones"]]:
-        """Mean and variance of q(x_{t−1}|x_t, x_0) ({eq}`eq-diffusion-posterior`)."""
+        """Mean and variance of q(x_{t−1}|x_t, x_0) ({eq}`eq-diffusion-posterior`).
+
+        Raises:
+            ValueError: t outside [0, T).
+        """
         # Without 1 − ᾱ of float32 numbers near 1, which would have lost its digits.
         noise = self.sqrt_one_minus_alphas_cumprod.square()
         of_start = self.alphas_cumprod_prev.sqrt() * self.betas / noise
@@ -290,7 +298,11 @@ class Diffusion(nn.Module):
         x: Float[Tensor, "batch *shape"],
         t: Int64[Tensor, "batch"],
     ) -> Float[Tensor, "batch *shape"]:
-        """Mean of p(x_{t−1}|x_t) under the model ({eq}`eq-diffusion-noise-mean`)."""
+        """Mean of p(x_{t−1}|x_t) under the model ({eq}`eq-diffusion-noise-mean`).
+
+        Raises:
+            ValueError: t outside [0, T), or a prediction of another shape.
+        """
         share = extract(self.betas / self.sqrt_one_minus_alphas_cumprod, t, x.shape)
         noise = self._predict(model, x, t)
         return extract(self.sqrt_recip_alphas, t, x.shape) * (x - share * noise)

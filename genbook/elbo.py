@@ -5,7 +5,7 @@ __all__ = ['ACTIVE', 'reparameterise', 'elbo_terms', 'active_units']
 
 # %% ../nbs/vae/elbo.ipynb #cf6f47a1
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
 from .divergences import kl_gaussian_gaussian_analytic, kl_gaussian_gaussian_mc
@@ -39,7 +39,7 @@ def reparameterise(
 # %% ../nbs/vae/elbo.ipynb #6c96889d
 def elbo_terms(
     model: nn.Module,
-    x: Tensor,
+    x: Num[Tensor, "batch *shape"],
     kl: str = "analytic",
     kl_samples: int = 1,
 ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:

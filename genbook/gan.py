@@ -50,7 +50,11 @@ class Generator(nn.Sequential):
         self,
         z: Float[Tensor, "batch latent"],
     ) -> Float[Tensor, "batch 1 28 28"]:
-        """The images of latents."""
+        """The images of latents.
+
+        Raises:
+            ValueError: another shape.
+        """
         if z.ndim != 2 or z.shape[1] != self.latent:
             raise ValueError(
                 f"z must be of shape (B, {self.latent}), got {tuple(z.shape)}"
@@ -78,7 +82,11 @@ class Discriminator(nn.Sequential):
         self,
         x: Float[Tensor, "batch 1 28 28"],
     ) -> Float[Tensor, "batch"]:
-        """The logits of images in [−1, 1]."""
+        """The logits of images in [−1, 1].
+
+        Raises:
+            ValueError: another shape.
+        """
         if x.ndim != 4 or x.shape[1:] != (1, 28, 28):
             raise ValueError(f"x must be of shape (B, 1, 28, 28), got {tuple(x.shape)}")
         return super().forward(x)[:, 0]
@@ -104,7 +112,11 @@ class GAN(nn.Module):
         self,
         n: int,
     ) -> Float[Tensor, "n latent"]:
-        """`n` draws of the prior N(0, I), on the model's device."""
+        """`n` draws of the prior N(0, I), on the model's device.
+
+        Raises:
+            ValueError: n below 1.
+        """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         device = next(self.discriminator.parameters()).device
@@ -115,7 +127,11 @@ class GAN(nn.Module):
         self,
         n: int,
     ) -> Float[Tensor, "n 1 28 28"]:
-        """Images of `n` draws of the prior, in [−1, 1]."""
+        """Images of `n` draws of the prior, in [−1, 1].
+
+        Raises:
+            ValueError: n below 1.
+        """
         return self.generator(self.draw(n))
 
 # %% ../nbs/gan/minimax.ipynb #dc3dde3f
@@ -123,7 +139,7 @@ def discriminator_objective(
     model: GAN,
     batch: UInt8[Tensor, "batch 1 28 28"],
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Minus the value of the game, on real images and fakes ({eq}`eq-gan-value`)."""
+    """Minus the value of the game in nats, on real images and fakes ({eq}`eq-gan-value`)."""
     real = scale_pixels(batch)
     with torch.no_grad():
         fake = model.generator(model.draw(len(real))).to(real.dtype)
@@ -143,7 +159,7 @@ def generator_objective(
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """What the generator makes small, on as many fakes as the batch has images.
 
-    −E log D(fake), or with `saturating` E log(1 − D(fake)), the game's own
+    −E log D(fake), or with `saturating` E log(1 − D(fake)), the game's own, in nats
     ({eq}`eq-gan-push`).
     """
     on_fake = model.discriminator(model.generator(model.draw(len(batch)))).float()
@@ -153,7 +169,7 @@ def generator_objective(
 
 # %% ../nbs/gan/minimax.ipynb #b373d292
 class Classifier(nn.Sequential):
-    """Logits of the ten digits for grey images of 28 × 28 pixels: a small network."""
+    """Logits of the ten digits for images `(B, 1, 28, 28)` in [−1, 1]: a small network."""
 
     def __init__(self):
         super().__init__(
@@ -188,7 +204,7 @@ def train_classifier(
     seed: int = 0,
     epochs: int = 5,
 ) -> Classifier:
-    """A classifier of digits, trained for some epochs."""
+    """A classifier of digits, trained for some epochs on levels from 0 to 255."""
     with training.own_randomness(seed):
         model = Classifier()
     result = training.fit(

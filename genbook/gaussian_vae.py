@@ -29,7 +29,11 @@ BIN = 1 / 127.5  # width of one of the 256 levels on the scale of [−1, 1]
 def scale_pixels(
     images: UInt8[Tensor, "*batch c h w"],
 ) -> Float[Tensor, "*batch c h w"]:
-    """Levels 0, 1, …, 255 as real numbers from −1 to 1 ({eq}`eq-pixel-scale`)."""
+    """Levels 0, 1, …, 255 as real numbers from −1 to 1 ({eq}`eq-pixel-scale`).
+
+    Raises:
+        ValueError: images that are not uint8.
+    """
     if images.dtype != torch.uint8:
         raise ValueError(f"images must be uint8 levels from 0 to 255, got {images.dtype}")
     return images.float() / 127.5 - 1
@@ -54,6 +58,8 @@ class DiagonalGaussianDistribution:
     Args:
         mean: `(B, ...)`.
         logvar: log-variances of that shape, clamped to [−30, 20]; variance 1 where None.
+    Raises:
+        ValueError: shapes that differ.
     """
 
     def __init__(
@@ -97,6 +103,8 @@ class DiagonalGaussianDistribution:
         Args:
             sample: of the shape of the mean.
             dims: axes to sum over; all but the first where None, which gives `(B,)`.
+        Raises:
+            ValueError: shapes that differ.
         """
         if sample.shape != self.mean.shape:
             raise ValueError(
@@ -110,7 +118,11 @@ class DiagonalGaussianDistribution:
 def conv_encoder(
     widths: tuple[int, ...],
 ) -> nn.Sequential:
-    """Convolutions that halve the side, with LeakyReLU 0.2 and BatchNorm."""
+    """Convolutions that halve the side of 32 pixels, with LeakyReLU 0.2 and BatchNorm.
+
+    Args:
+        widths: channels after each; what comes out is flat, `(B, ...)`.
+    """
     layers, channels = [], 3
     for width in widths:
         layers += [
@@ -130,6 +142,10 @@ def conv_decoder(
 
     LeakyReLU 0.2 and BatchNorm stand between the convolutions, nothing after the last: a
     mean may be any real number.
+
+    Args:
+        widths: of the encoder, mirrored here; the image is `(B, 3, 32, 32)`.
+        latent: L, the dimension of z.
     """
     side = 32 // 2 ** len(widths)
     layers = [
@@ -199,7 +215,11 @@ class VAE(nn.Module):
         self,
         x: Float[Tensor, "batch 3 32 32"],
     ) -> DiagonalGaussianDistribution:
-        """The posterior q(z|x) of images in [−1, 1]."""
+        """The posterior q(z|x) of images in [−1, 1], with a mean `(B, L)`.
+
+        Raises:
+            ValueError: another shape, or pixels that are not finite real numbers.
+        """
         self._check_images(x)
         h = self.encoder(x)
         return DiagonalGaussianDistribution(
@@ -210,7 +230,11 @@ class VAE(nn.Module):
         self,
         z: Float[Tensor, "batch latent"],
     ) -> DiagonalGaussianDistribution:
-        """The likelihood p(x|z): a mean for each pixel, one variance for all."""
+        """The likelihood p(x|z): a mean for each pixel, one variance for all.
+
+        Raises:
+            ValueError: z of another shape.
+        """
         self._check_latents(z)
         mean = self.decoder(z).to(z.dtype)
         if self.variance is None:
@@ -225,7 +249,11 @@ class VAE(nn.Module):
     ) -> tuple[
         Float[Tensor, "batch 3 32 32"], Float[Tensor, "batch"], Float[Tensor, "batch"]
     ]:
-        """Mode of p(x|z) for a draw z of q(z|x); −log p(x|z) and KL in nats."""
+        """Mode of p(x|z) for a draw z of q(z|x); −log p(x|z) and KL in nats.
+
+        Raises:
+            ValueError: as `encode`.
+        """
         posterior = self.encode(x)
         likelihood = self.decode(posterior.sample())
         return likelihood.mode(), likelihood.nll(x, (1, 2, 3)), posterior.kl()
@@ -237,7 +265,11 @@ class VAE(nn.Module):
         draw: bool = False,
     ) -> Float[Tensor, "n 3 32 32"]:
         """The modes of p(x|z) at `n` draws of the prior, or draws from it; they may leave
-        [−1, 1]."""
+        [−1, 1].
+
+        Raises:
+            ValueError: n below 1.
+        """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         z = torch.randn(n, self.latent, device=self.mean.weight.device)
@@ -262,6 +294,9 @@ class VAE(nn.Module):
 
         Eight images are decoded 16 times at once, whatever their number and K: few enough
         to stay in a processor's cache.
+
+        Raises:
+            ValueError: K below 1, or images as `encode` says.
         """
         self._check_images(x)
         if K < 1:
@@ -361,7 +396,7 @@ def elbo_of(
     images: UInt8[Tensor, "n 3 32 32"],
     seed: int = 0,
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n"]]:
-    """−log p(x|z), KL and mean squared error of each image; fixed noise."""
+    """−log p(x|z) and KL in nats, and mean squared error, of each image; fixed noise."""
     terms = []
     with training.own_randomness(seed):
         for x in _batches(model, images):
@@ -386,7 +421,7 @@ def reconstruct(
     model: VAE,
     images: UInt8[Tensor, "n 3 32 32"],
 ) -> Float[Tensor, "n 3 32 32"]:
-    """The modes of p(x|z) at the means of q(z|x)."""
+    """The modes of p(x|z) at the means of q(z|x), on the scale of [−1, 1]."""
     latents = [model.encode(x).mode() for x in _batches(model, images)]
     return torch.cat([model.decode(z).mode() for z in latents]).cpu()
 
@@ -396,7 +431,10 @@ def nearest(
     images: UInt8[Tensor, "m 3 32 32"],
     k: int = 1,
 ) -> tuple[Float[Tensor, "n k"], Num[Tensor, "n k"]]:
-    """The `k` images nearest to each picture: root-mean-square distances, and indices."""
+    """The `k` images nearest to each picture: root-mean-square distances, and indices.
+
+    Pictures and distances are on the scale of [−1, 1].
+    """
     pictures, found = pictures.flatten(1), []
     for start in range(0, len(images), 5000):
         some = scale_pixels(images[start : start + 5000]).flatten(1)
@@ -690,5 +728,9 @@ def interpolate(
     n: int,
     spherical: bool = False,
 ) -> Float[Tensor, "n 3 32 32"]:
-    """The modes of p(x|z) at `n` points of a `latent_path`, the first of them `z_1`."""
+    """The modes of p(x|z) at `n` points of a `latent_path`, the first of them `z_1`.
+
+    Raises:
+        ValueError: as `latent_path`.
+    """
     return model.decode(latent_path(z_1, z_2, n, spherical)).mode()

@@ -7,7 +7,7 @@ __all__ = ['log_importance_weights', 'iwae_bound', 'importance_log_likelihood', 
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -29,7 +29,7 @@ def _weights_given_posterior(model, x, mu, logvar, num_samples):
 
 def log_importance_weights(
     model: nn.Module,
-    x: Tensor,
+    x: Num[Tensor, "batch *shape"],
     num_samples: int,
 ) -> Float[Tensor, "batch samples"]:
     """Log-weights log p(x, z_k) − log q(z_k|x), z_k ~ q(z|x), in nats ({eq}`eq-importance-weight`).
@@ -49,7 +49,7 @@ def log_importance_weights(
 # %% ../nbs/vae/importance-sampling.ipynb #8fe86508
 def iwae_bound(
     model: nn.Module,
-    x: Tensor,
+    x: Num[Tensor, "batch *shape"],
     num_samples: int,
 ) -> Float[Tensor, "batch"]:
     """The K-sample bound E log (1/K) Σ_k w_k, one draw of it for each image, in nats ({eq}`eq-iwae-bound`)."""
@@ -59,7 +59,7 @@ def iwae_bound(
 @torch.no_grad()
 def importance_log_likelihood(
     model: nn.Module,
-    x: Tensor,
+    x: Num[Tensor, "n *shape"],
     num_samples: int,
     batch_size: int = 100,
     chunk: int = 10,

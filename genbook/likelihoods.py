@@ -25,7 +25,7 @@ def check_same_shape(**tensors: Tensor) -> None:
         raise ValueError(f"expected equal shapes (batch, ...), got {given}")
 
 
-def widen(x: Tensor) -> Tensor:
+def widen(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """`x` in float32, or float64 where it already is: half precision is too coarse for sums."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 

@@ -33,7 +33,7 @@ from genbook.simsiam import (
 from .views import Augmentation, normalise
 
 # %% ../nbs/selfsupervised/relatives.ipynb #5dccc68f
-def check_outputs(z1: Tensor, z2: Tensor) -> None:
+def check_outputs(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"]) -> None:
     """Raise a ValueError for outputs of different shapes, or of less than two images."""
     if z1.shape != z2.shape or len(z1) < 2:
         raise ValueError(
@@ -262,7 +262,11 @@ class RelativeRecipe(PretrainRecipe):
     epochs: int = 5
 
     def model(self) -> nn.Module:
-        """The untrained model, its weights drawn from the seed."""
+        """The untrained model, its weights drawn from the seed.
+
+        Raises:
+            ValueError: a method that is none of `METHODS`.
+        """
         if self.method not in METHODS:
             told = ", ".join(METHODS)
             raise ValueError(f"method must be one of {told}, got {self.method!r}")

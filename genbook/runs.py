@@ -165,7 +165,10 @@ def load_weights(
 def describe_weights(
     path: str | Path,  # a safetensors file
 ) -> dict:
-    """File name, SHA-256, type and number of the values in a file, read without torch."""
+    """File name, SHA-256, type and number of the values in a file, read without torch.
+
+    Raises ValueError where the file is cut off, or is none of safetensors.
+    """
     path = Path(path)
     content = path.read_bytes()
     try:
@@ -283,7 +286,10 @@ class Run:
         key: str,  # a column of `metrics.csv`
         x: str = "epoch",  # the column along the axis
     ) -> tuple[list[float], list[float]]:
-        """A column against another, without the rows where it is empty."""
+        """A column against another, without the rows where it is empty.
+
+        Raises ValueError where there is no such column.
+        """
         pairs = [
             (a, b)
             for a, b in zip(self._column(x), self._column(key), strict=True)
@@ -343,7 +349,10 @@ class Run:
         self,
         kind: type,  # the recipe's dataclass
     ) -> Any:
-        """The recipe as its dataclass; a field younger than the record has its default."""
+        """The recipe as its dataclass; a field younger than the record has its default.
+
+        Raises TypeError where the record has a field that the dataclass lacks.
+        """
         fields = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in self.recipe.items()
@@ -355,15 +364,19 @@ class Run:
         self,
         model: "torch.nn.Module",  # of the recipe, changed in place
     ) -> Any:
-        """The model with the recorded weights, ready for inference."""
+        """The model with the recorded weights, ready for inference.
+
+        Raises ValueError as `load_weights` does, and RuntimeError where they are another
+        model's.
+        """
         model.load_state_dict(load_weights(self.weights))
         return model.eval()
 
     def tiles(
         self,
         name: str,  # of a recorded grid, without its ending
-        side: int = 32,  # of each image
-        gap: int = 1,  # between neighbours
+        side: int = 32,  # of each image, in pixels
+        gap: int = 1,  # between neighbours, in pixels
     ) -> "torch.Tensor":
         """Images of a grid in `samples/`, uint8 `(n, channels, side, side)`, cut apart."""
         import numpy as np

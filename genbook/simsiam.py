@@ -180,7 +180,7 @@ class SimSiam(nn.Module):
 
 
 def projector(n_in: int, dim: int) -> nn.Sequential:
-    """Three layers from the encoder's features to d outputs, the last normalised only."""
+    """Three layers, `(B, n_in)` → `(B, dim)`, the last without a ReLU after its BatchNorm."""
     return nn.Sequential(
         nn.Linear(n_in, n_in, bias=False),
         nn.BatchNorm1d(n_in),
@@ -194,7 +194,7 @@ def projector(n_in: int, dim: int) -> nn.Sequential:
 
 
 def predictor(dim: int, pred_dim: int) -> nn.Sequential:
-    """Two layers with a bottleneck: d → pred_dim → d."""
+    """Two layers with a bottleneck, `(B, dim)` → `(B, pred_dim)` → `(B, dim)`."""
     return nn.Sequential(
         nn.Linear(dim, pred_dim, bias=False),
         nn.BatchNorm1d(pred_dim),
@@ -203,7 +203,9 @@ def predictor(dim: int, pred_dim: int) -> nn.Sequential:
     )
 
 
-def check_views(model: nn.Module, x1: Tensor, x2: Tensor) -> None:
+def check_views(
+    model: nn.Module, x1: Float[Tensor, "batch 3 h w"], x2: Float[Tensor, "batch 3 h w"]
+) -> None:
     """Raise a ValueError for views of different shapes, or too few for BatchNorm."""
     if x1.shape != x2.shape or x1.ndim != 4:
         raise ValueError(

@@ -418,7 +418,10 @@ def make_accelerator(
     device: str | None = None,  # "cpu", "cuda", "mps"; the best there is where None
     precision: str = "fp32",  # "fp32" or "bf16"
 ) -> Accelerator:
-    """An `Accelerator` for this run, whatever the one before it in this process was."""
+    """An `Accelerator` for this run, whatever the one before it in this process was.
+
+    Raises ValueError where the machine gives another device than was asked for.
+    """
     alone = not torch.distributed.is_initialized()
     AcceleratorState._reset_state(
         reset_partial_state=alone

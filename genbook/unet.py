@@ -156,7 +156,10 @@ class LinearAttention(nn.Module):
 
 # %% ../nbs/diffusion/unet.ipynb #8ce05324
 class Stage(nn.Module):
-    """Two residual blocks and linear attention, at one size of the image."""
+    """Two residual blocks and linear attention, at one size of the image.
+
+    The arguments are those of `ResBlock` and `UNet`.
+    """
 
     def __init__(
         self,
@@ -182,7 +185,10 @@ class Stage(nn.Module):
 
 
 class Middle(nn.Module):
-    """Two residual blocks with full attention between them."""
+    """Two residual blocks with full attention between them.
+
+    The arguments are those of `ResBlock` and `UNet`.
+    """
 
     def __init__(
         self,

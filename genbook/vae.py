@@ -38,7 +38,10 @@ def mlp(
     sizes: tuple[int, ...],
     activation: str,
 ) -> nn.Sequential:
-    """Linear layers of the given sizes with an activation between them, none after the last."""
+    """Linear layers of the given sizes with an activation between them, none after the last.
+
+    Raises ValueError where the activation is unknown.
+    """
     layers = []
     for n_in, n_out in zip(sizes[:-1], sizes[1:]):
         layers += [nn.Linear(n_in, n_out), activation_layer(activation)()]
@@ -246,7 +249,10 @@ class VAERecipe:
         )
 
     def model(self) -> BernoulliVAE:
-        """The untrained model, its weights drawn from the seed."""
+        """The untrained model, its weights drawn from the seed.
+
+        Raises ValueError where the network or the activation is unknown.
+        """
         with training.own_randomness(self.seed):
             if self.network == "mlp":
                 networks = mlp_networks(self.hidden, self.latent, self.activation)
@@ -261,7 +267,10 @@ class VAERecipe:
     def loss(
         self, model: BernoulliVAE, batch: Num[Tensor, "batch c h w"]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch in nats an image, and what is worth watching besides."""
+        """The loss of a batch in nats an image, and what is worth watching besides.
+
+        Raises ValueError where the objective is unknown, and as the objective does.
+        """
         if self.objective == "elbo":
             return elbo_objective(model, batch, self.kl, self.kl_samples, self.beta)
         if self.objective == "iwae":
@@ -344,7 +353,7 @@ def elbo_of(
     images: Num[Tensor, "n c h w"],
     seed: int = 0,
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
-    """The two terms of the ELBO of each of many images, with noise from a fixed seed."""
+    """The two terms of the ELBO of each of many images, in nats, with noise from a fixed seed."""
     device = next(model.parameters()).device
     with training.own_randomness(seed):
         terms = [elbo_terms(model, batch.to(device)) for batch in images.split(1000)]
@@ -395,6 +404,9 @@ def train(
 
     Returns:
         The run, or None where Ctrl-C stopped the training; standard error says how to go on.
+
+    Raises:
+        ValueError: there is no run `recipe.start`, or it has another network's weights.
     """
     out = Path(out)
     images, valid = (

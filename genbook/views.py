@@ -130,14 +130,14 @@ def adjust_brightness(
 def adjust_contrast(
     x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, "n"]
 ) -> Float[Tensor, "n 3 h w"]:
-    """Images moved towards their mean grey value: 0 is that value, 1 changes nothing."""
+    """Images in [0, 1] moved towards their mean grey: 0 is that value, 1 changes nothing."""
     return _towards(x, to_grey(x).mean((1, 2, 3), keepdim=True), factor)
 
 
 def adjust_saturation(
     x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, "n"]
 ) -> Float[Tensor, "n 3 h w"]:
-    """Images moved towards their grey version: 0 is grey, 1 changes nothing."""
+    """Images in [0, 1] moved towards their grey version: 0 is grey, 1 changes nothing."""
     return _towards(x, to_grey(x), factor)
 
 
@@ -189,7 +189,11 @@ def jitter(
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random views of images: what is drawn, and for how many of them."""
+    """Random views of images: what is drawn, and for how many of them.
+
+    Raises:
+        ValueError: a share, a scale or a change of colours that is out of its range.
+    """
 
     scale: tuple[float, float] = (0.08, 1.0)  # share of the area that a crop keeps
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # of the colours

@@ -8,11 +8,11 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
-from cycler import cycler
 from jaxtyping import Num, UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -64,7 +64,7 @@ def style() -> AbstractContextManager:
             "lines.linewidth": 1.8,
             "lines.markersize": 4,
             "image.cmap": "cividis",
-            "axes.prop_cycle": cycler(color=list(COLOURS.values()), linestyle=DASHES),
+            "axes.prop_cycle": matplotlib.cycler(color=list(COLOURS.values()), linestyle=DASHES),
         }
     )
 
@@ -98,7 +98,7 @@ def panels(
     nrows: int = 1,
     ncols: int = 1,
     size: tuple[float, float] | None = None,
-    **subplots,
+    **subplots: Any,
 ) -> tuple[Figure, Axes | np.ndarray]:
     """A figure of the book's look, and its axes, as `pyplot.subplots` would give them.
 

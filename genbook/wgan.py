@@ -186,7 +186,11 @@ class Critic(nn.Module):
         self,
         x: Float[Tensor, "batch 3 32 32"],
     ) -> Float[Tensor, "batch"]:
-        """The scores of images in [−1, 1]."""
+        """The scores of images in [−1, 1].
+
+        Raises:
+            ValueError: another shape.
+        """
         if x.ndim != 4 or x.shape[1:] != (3, 32, 32):
             raise ValueError(f"x must be of shape (B, 3, 32, 32), got {tuple(x.shape)}")
         h = self.body(x)  # (B, 4·width, 4, 4): the last filter covers all of it
@@ -224,7 +228,11 @@ class Generator(nn.Module):
         self,
         z: Float[Tensor, "batch latent"],
     ) -> Float[Tensor, "batch 3 32 32"]:
-        """The images of latents."""
+        """The images of latents.
+
+        Raises:
+            ValueError: another shape.
+        """
         if z.ndim != 2 or z.shape[1] != self.latent:
             raise ValueError(
                 f"z must be of shape (B, {self.latent}), got {tuple(z.shape)}"
@@ -254,7 +262,11 @@ class WGAN(nn.Module):
         self,
         n: int,
     ) -> Float[Tensor, "n latent"]:
-        """`n` draws of the prior N(0, I), on the model's device."""
+        """`n` draws of the prior N(0, I), on the model's device.
+
+        Raises:
+            ValueError: n below 1.
+        """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         return torch.randn(n, self.latent, device=self.critic.last.weight.device)
@@ -264,7 +276,11 @@ class WGAN(nn.Module):
         self,
         n: int,
     ) -> Float[Tensor, "n 3 32 32"]:
-        """Images of `n` draws of the prior, in [−1, 1]."""
+        """Images of `n` draws of the prior, in [−1, 1].
+
+        Raises:
+            ValueError: n below 1.
+        """
         return torch.cat([self.generator(z) for z in self.draw(n).split(250)])
 
 # %% ../nbs/gan/wgan.ipynb #aa6af3b2
@@ -368,7 +384,7 @@ def scores(
     critic: nn.Module,
     x: Float[Tensor, "n 3 32 32"],
 ) -> Float[Tensor, "n"]:
-    """The critic's scores of many images, on the CPU."""
+    """The critic's scores of many images in [−1, 1], on the CPU."""
     device = next(critic.parameters()).device
     return torch.cat([critic(some.to(device)).float().cpu() for some in x.split(250)])
 
@@ -377,7 +393,7 @@ def slopes(
     critic: nn.Module,
     x: Float[Tensor, "n 3 32 32"],
 ) -> Float[Tensor, "n"]:
-    """Norm of the critic's gradient by the image, at each of many images, on the CPU."""
+    """Norm of the critic's gradient at each of many images in [−1, 1], on the CPU."""
     device = next(critic.parameters()).device
     parts = [slopes_and_scores(critic, some.to(device))[0] for some in x.split(250)]
     return torch.cat(parts).cpu()

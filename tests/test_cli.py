@@ -352,25 +352,3 @@ def test_data_list_and_check(genbook, place):
     status, out, _ = genbook("data", "check", "binarized_mnist", "--data-root", ".", "--json")
     assert status == 1 and json.loads(out)["ok"] is False
     assert genbook("data", "fetch", "toy_digits")[1].startswith("toy_digits is drawn")
-
-
-# What the modules import
-
-
-def test_imports_are_light():
-    """No notebook tools, no pyplot, no network client and no reader of data files comes with the package; without torch its parts that need none."""
-    code = """
-import importlib, sys
-for name in ("", ".runs", ".book", ".cli", ".likelihoods", ".divergences", ".data", ".training", ".elbo", ".importance", ".viz", ".vae", ".gaussian_vae"):
-    importlib.import_module("genbook" + name)
-    print(name, *sys.modules)
-"""
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300).stdout
-    heavy = {"nbdev", "execnb", "IPython", "notebook", "ipykernel", "nbformat", "sphinx", "sklearn", "pandas", "pyarrow", "torchvision",
-             "torchmetrics", "matplotlib.pyplot", "requests", "httpx", "aiohttp"}  # fmt: skip
-    for line in out.splitlines():
-        module, *loaded = line.split(" ")
-        unwanted = heavy | ({"torch", "numpy"} if module in ("", ".runs", ".book", ".cli") else set())
-        if module not in (".viz", ".vae", ".gaussian_vae"):
-            unwanted |= {"matplotlib"}
-        assert not unwanted & set(loaded), f"genbook{module}"
