@@ -268,6 +268,11 @@ class Diffusion(nn.Module):
     ) -> Float[Tensor, "batch *shape"]:
         """The x_0 that, with this noise, makes x_t: `q_sample` solved for it.
 
+        Args:
+            x: x_t.
+            t: indices of steps.
+            noise: that is in x_t.
+
         Raises:
             ValueError: t outside [0, T).
         """
