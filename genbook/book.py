@@ -122,12 +122,16 @@ def labels(
 def book_root(
     start: Path | str | None = None,
 ) -> Path:
-    """The folder of the book: the nearest at or above `start` (the working directory) that holds a `_toc.yml`."""
+    """The folder of the book: the nearest at or above `start` (the working directory) that holds a `_toc.yml`.
+
+    Else the checkout that the package is imported from, or `start` where there is none.
+    """
     start = Path(start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
         if (folder / "_toc.yml").is_file():
             return folder
-    return Path(__file__).resolve().parent.parent  # an editable install: the checkout
+    checkout = Path(__file__).resolve().parent.parent  # where the install is editable
+    return checkout if (checkout / "_toc.yml").is_file() else start
 
 
 def chapters(

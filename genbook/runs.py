@@ -33,7 +33,8 @@ def runs_root() -> Path:
     """The folder that holds the records.
 
     `$GENBOOK_RUNS` where it is set, else the nearest `runs/` at or above the working
-    directory, else `runs/` beside the package's checkout (which need not exist).
+    directory, else `runs/` in the checkout that the package is imported from, or where
+    there is no checkout, in the working directory. It need not exist.
     """
     if os.environ.get("GENBOOK_RUNS"):
         return Path(os.environ["GENBOOK_RUNS"])
@@ -41,7 +42,8 @@ def runs_root() -> Path:
     for folder in (here, *here.parents):
         if (folder / "runs").is_dir():
             return folder / "runs"
-    return _checkout() / "runs"
+    checkout = _checkout()
+    return (checkout if (checkout / "settings.ini").is_file() else here) / "runs"
 
 
 def _checkout() -> Path:

@@ -173,11 +173,11 @@ print(json.dumps(seen))
 """
 
 
-def as_a_user(code: str, *arguments: str | Path) -> str:
-    """What a program prints that has the unpacked wheel and the checkout as its working directory."""
+def as_a_user(code: str, *arguments: str | Path, cwd: Path = ROOT) -> str:
+    """What a program prints that has the unpacked wheel, and the checkout or another folder as its working directory."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("GENBOOK_", "PYTHON"))}
     command = [sys.executable, "-I", "-c", PREAMBLE + code, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -211,3 +211,9 @@ def test_imports_are_light(imported):
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf8"), flags=re.DOTALL))
 def test_the_readme_s_python_runs(code, unpacked):
     assert re.search(r"^-\d+\.\d+ nats an image$", as_a_user(code, unpacked), re.MULTILINE)
+
+
+def test_a_user_s_folder_is_where_records_go(unpacked, tmp_path):
+    """And never the folder of installed packages, where no checkout is at hand."""
+    code = "from genbook import book, runs; print(runs.runs_root(), book.book_root())"
+    assert as_a_user(code, unpacked, cwd=tmp_path).split() == [str(tmp_path / "runs"), str(tmp_path)]
