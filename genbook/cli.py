@@ -104,7 +104,8 @@ def override(
 
     Raises ValueError where a setting has no "=", names no field, or has a value of another type.
     """
-    kinds = typing.get_type_hints(type(recipe))
+    hints = typing.get_type_hints(type(recipe))
+    kinds = {field.name: hints[field.name] for field in dataclasses.fields(recipe)}
     changes = {}
     for setting in settings:
         field, equals, text = setting.partition("=")

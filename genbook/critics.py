@@ -7,7 +7,6 @@ __all__ = ['F_DIVERGENCES', 'OBJECTIVES', 'LINE_OPTIMIZERS', 'RECIPES', 'HEIGHTS
            'build', 'measured', 'train', 'evaluate', 'sample', 'generator_signal']
 
 # %% ../nbs/gan/critics.ipynb #8379d7e8
-import csv
 import dataclasses
 import math
 import time
@@ -450,7 +449,9 @@ class CriticRecipe:
         if not self.thetas or not self.objectives:
             raise ValueError("thetas and objectives must name at least one each")
         if not set(self.kept) <= set(self.thetas):
-            raise ValueError(f"kept must be among thetas, got {self.kept}")
+            raise ValueError(
+                f"kept must be among thetas, {self.thetas}, got {self.kept}: set both"
+            )
 
     @property
     def epochs(self) -> int:
@@ -629,7 +630,7 @@ def _at(curve: Tensor, height: Tensor) -> Tensor:
 
 def final_metrics(
     recipe: CriticRecipe,
-    measured: dict[tuple[str, float], dict[str, Tensor]],
+    found: dict[tuple[str, float], dict[str, Tensor]],
 ) -> tuple[dict[str, dict], list[dict]]:
     """What a record says of its critics: its figures, and a row for each θ.
 
@@ -642,23 +643,18 @@ def final_metrics(
     for theta in recipe.thetas:
         row = {"theta": theta}
         for objective in recipe.objectives:
-            found = measured[objective, theta]
-            score_x, score_y = _at(found["p"], x), _at(found["q"], y)
+            seen = found[objective, theta]
+            score_x, score_y = _at(seen["p"], x), _at(seen["q"], y)
             row |= _estimates(
-                objective, score_x, score_y, found.get("slope"), recipe.penalty
+                objective, score_x, score_y, seen.get("slope"), recipe.penalty
             )
         rows.append(row)
 
     def figure(value, row, se, unit, note, tolerance):
-        return {
-            "value": value,
-            "se": row[se],
-            "n": recipe.eval_samples,
-            "split": "fresh",
-            "unit": unit,
-            "tolerance": tolerance,
-            "note": f"{note}, here theta = {row['theta']:g}",
-        }
+        return runs.metric(
+            value, se=row[se], n=recipe.eval_samples, split="fresh", unit=unit,
+            tolerance=tolerance, note=f"{note}, here theta = {row['theta']:g}",
+        )  # fmt: skip
 
     metrics = {}
     if "wasserstein" in recipe.objectives:
@@ -695,8 +691,11 @@ class _Critics(dict):
     """Critics by objective and θ; one that is not there is an error that says why."""
 
     def __missing__(self, key):
-        there = ", ".join(f"{kind} at {theta:g}" for kind, theta in self)
-        raise ValueError(f"no weights are kept of the critic {key!r}; there are: {there}")
+        there = ", ".join(f"{kind} at {theta:g}" for kind, theta in self) or "none"
+        raise ValueError(
+            f"no weights are kept of the critic {key!r}, only what was measured on it "
+            f"(`measured`); there are: {there}"
+        )
 
 
 def _critics(recipe: CriticRecipe, state: dict[str, Tensor]) -> _Critics:

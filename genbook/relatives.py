@@ -259,7 +259,7 @@ class RelativeRecipe(PretrainRecipe):
     method: str  # a name of `METHODS`
     _: KW_ONLY
     tiles: int = 4  # along a side, where heavy views are cut up
-    epochs: int = 5
+    epochs: int = 5  # passes over the images
 
     def model(self) -> nn.Module:
         """The untrained model, its weights drawn from the seed.

@@ -57,7 +57,8 @@ def replacing(
     """A temporary name beside a file, which takes the file's name if the block ends well.
 
     What the block wrote is flushed to the disk first. A process killed on the way leaves at
-    most a file `.NAME.PID.THREAD.tmp` behind.
+    most a file `.NAME.PID.THREAD.tmp` behind. Where the block fails the old file stays; where
+    it writes nothing, FileNotFoundError is raised.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

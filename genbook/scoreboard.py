@@ -216,7 +216,6 @@ def rows(records: list[runs.Run] | None = None) -> list[dict[str, str]]:
         if name not in present:
             continue
         record = present[name].record
-        metric = record["metrics"][headline.metric]
         device = record["device"]
         on_cpu = device["kind"] == "cpu"
         cores = f', {device["threads"]} of {device["cores"]} cores' if on_cpu else ""
@@ -225,11 +224,7 @@ def rows(records: list[runs.Run] | None = None) -> list[dict[str, str]]:
             "model": headline.model,
             "data": DATA.get(record["data"]["name"], record["data"]["name"]),
             "figure": headline.what,
-            "value": " ± ".join(
-                number(metric[key], headline.digits)
-                for key in ("value", "se")
-                if metric[key] is not None
-            ),
+            "value": present[name].told(headline.metric, headline.digits),
             "published": headline.published,
             "hardware": device["name"] + cores,
             "minutes": number(record["seconds"] / 60, 1),

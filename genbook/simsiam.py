@@ -276,9 +276,9 @@ class PretrainRecipe:
     data: str = "cifar10"  # 40,000 images to train on, 10,000 held out of the training part
     dim: int = 2048  # outputs of the projector, d
     pred_dim: int = 512  # hidden units of the predictor, where there is one
-    epochs: int = 10  # the course: 100, in batches of 1024
+    epochs: int = 10  # passes over the images
     batch_size: int = 256
-    lr: float = 0.12  # for 256 images, in proportion for other batches; the course: 0.03
+    lr: float = 0.12  # for 256 images, in proportion for other batches
     weight_decay: float = 5e-4
     k: int = 200  # neighbours that vote
     temperature: float = 0.1  # of their votes
@@ -287,6 +287,14 @@ class PretrainRecipe:
     precision: str = "bf16"  # matrix products in bfloat16; "fp32" for none
     channels_last: bool = True  # in memory: faster convolutions
     seed: int = 0  # of the weights, the order of the images and the views
+
+    def model(self) -> nn.Module:
+        """The untrained model, its weights drawn from the seed.
+
+        Raises:
+            NotImplementedError: here; every kind of recipe has its own.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no model of its own")
 
     def smoke(self) -> Self:
         """The same recipe on toy house numbers, with few outputs, for one short epoch."""
@@ -310,6 +318,8 @@ class SimSiamRecipe(PretrainRecipe):
     stem: str = "imagenet"  # of the ResNet-18, as in the course; or "cifar"
     stop_gradient: bool = True  # hold z still in the loss
     MLP_mode: str | None = None  # of the predictor: a name of `MLP_MODES`
+    epochs: int = 10  # the course: 100, in batches of 1024
+    lr: float = 0.12  # for 256 images, in proportion for other batches; the course: 0.03
 
     def model(self) -> SimSiam:
         """The untrained model, its weights drawn from the seed."""
@@ -599,7 +609,7 @@ def pretrain(
     at the end also by those of test images.
 
     Args:
-        recipe: with a method `model()` besides, which gives the untrained model.
+        recipe: whose `model()` is trained.
         family: of models, as the command line names it.
         objective: of `training.fit`.
         optimizer: from the model to an optimiser of `training.fit`.
@@ -676,7 +686,10 @@ def train(
     )
 
 # %% ../nbs/selfsupervised/simsiam.ipynb #35fc51f1
-def with_weights(run: runs.Run, recipe: PretrainRecipe) -> tuple:
+def with_weights(
+    run: runs.Run,
+    recipe: PretrainRecipe,
+) -> tuple[PretrainRecipe, nn.Module]:
     """A run's recipe, and its model with the weights that were kept.
 
     Raises:

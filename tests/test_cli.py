@@ -352,3 +352,11 @@ def test_data_list_and_check(genbook, place):
     status, out, _ = genbook("data", "check", "binarized_mnist", "--data-root", ".", "--json")
     assert status == 1 and json.loads(out)["ok"] is False
     assert genbook("data", "fetch", "toy_digits")[1].startswith("toy_digits is drawn")
+
+
+@pytest.mark.parametrize("name", ["simsiam-cifar10", "byol-cifar10"])
+def test_marks_between_fields_are_no_fields(name):
+    recipe = cli.find_recipe(name)[1]
+    with pytest.raises(ValueError, match="no field"):
+        cli.override(recipe, ["_=1"])
+    assert cli.override(recipe, ["epochs=3"]).epochs == 3

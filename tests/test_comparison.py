@@ -99,7 +99,7 @@ def test_smoke_resume_and_evaluate(tmp_path, monkeypatch):
     assert measured["test.features"].shape == (recipe.samples, 128)
     again, found = comparison.build(run)
     assert again == recipe and found.keys() == measured.keys()
-    with pytest.raises(ValueError, match="compares models"):
+    with pytest.raises(ValueError, match="compares models; sample gan-mnist instead"):
         comparison.sample(run, 1)
 
 
@@ -172,8 +172,27 @@ def test_own_randomness(open_run):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_seconds(open_run):
-    assert seconds_per_1000(open_run("gan-mnist"), 400, 100) < 10
+def test_another_judge_is_refused(tmp_path, monkeypatch):
+    recipe = RECIPES["comparison-mnist"].smoke()
+    comparison.measure(recipe, tmp_path, progress=False)
+    monkeypatch.setattr(comparison, "judge_weights", lambda run: run.weights)
+    with pytest.raises(ValueError, match="judge"):
+        comparison.measure(recipe, tmp_path, progress=False)
+
+
+def test_bad_recipes():
+    recipe = RECIPES["comparison-mnist"]
+    with pytest.raises(ValueError, match="sets must hold 'test'"):
+        dataclasses.replace(recipe, sets=("others", "gan-mnist"))
+    with pytest.raises(ValueError, match="samples must be at least 16"):
+        dataclasses.replace(recipe, samples=7)
+
+
+def test_seconds(open_run, monkeypatch):
+    assert 0 < seconds_per_1000(open_run("gan-mnist"), 2000, 100) < 10
+    clock = iter((0, 9, 10, 12, 20, 27))  # warm, few: 2 seconds, n: 7 seconds
+    monkeypatch.setattr(comparison.time, "process_time", lambda: next(clock))
+    assert seconds_per_1000(open_run("gan-mnist"), 110, 10) == 50
     for n, few in ((10, 10), (10, 20), (10, 0)):
         with pytest.raises(ValueError, match="few must be above 0"):
             seconds_per_1000(open_run("gan-mnist"), n, few)

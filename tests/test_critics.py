@@ -291,7 +291,7 @@ def test_run_and_its_evaluation(tmp_path):
     assert run.record["epochs_done"] == recipe.epochs == 6 and not (run.path / "checkpoint.pt").exists()
     built, nets = critics.build(run)
     assert built == recipe and set(nets) == {(kind, 0.5) for kind in critics.OBJECTIVES}
-    with pytest.raises(ValueError, match="no weights are kept of the critic .'wasserstein', 0.0.; there are: hellinger at 0.5"):
+    with pytest.raises(ValueError, match="no weights are kept of the critic .'wasserstein', 0.0.*there are: hellinger at 0.5"):
         nets["wasserstein", 0.0]
     with pytest.raises(ValueError, match="draw no images"):
         critics.sample(run, 4)
@@ -375,3 +375,10 @@ def test_training_leaves_chance_alone():
     torch.manual_seed(3)
     critics.train_critic(small(), "wasserstein", 0.5)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_signal_needs_points_and_kept_critics_are_among_the_trained():
+    with pytest.raises(ValueError, match="samples must be at least 1"):
+        critics.generator_signal("wasserstein", 0.5, make_critic(), samples=0)
+    with pytest.raises(ValueError, match="kept must be among thetas.*set both"):
+        dataclasses.replace(critics.RECIPES["critics-lines"], thetas=(0.5,))

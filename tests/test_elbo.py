@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from genbook.elbo import elbo_terms, reparameterise
+from genbook.elbo import active_units, elbo_terms, reparameterise
 from genbook.importance import (
     effective_sample_size,
     importance_log_likelihood,
@@ -259,3 +259,14 @@ def test_effective_sample_size_ignores_scale(shift):
 def test_weights_of_zero_do_not_count():
     log_w = torch.tensor([[0.0, 0.0, -torch.inf, -torch.inf]])
     torch.testing.assert_close(effective_sample_size(log_w), torch.tensor([2.0]))
+
+
+def test_active_units_and_effective_samples_need_samples():
+    for means in (torch.randn(1, 3), torch.randn(3)):
+        with pytest.raises(ValueError, match="means must be"):
+            active_units(means)
+    for log_weights in (torch.zeros(2, 0), torch.zeros(3)):
+        with pytest.raises(ValueError, match="log_weights must be"):
+            effective_sample_size(log_weights)
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        importance_log_likelihood(RECIPES["vae-mlp-z2"].smoke().model(), torch.zeros(2, 784), 5, batch_size=0)

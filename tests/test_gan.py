@@ -10,6 +10,7 @@ from torch import nn
 from genbook import data, gan, training
 from genbook.classifier import class_probabilities, entropy
 from genbook.gan import GAN, RECIPES, Discriminator, Generator, discriminator_objective, generator_objective
+from genbook.gaussian_vae import scale_pixels
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +105,7 @@ def test_classifier_knows_toy_digits():
     toy = data.toy_digits(2000, seed=3)
     judge = gan.train_classifier(toy.images * 255, toy.labels, epochs=4)
     other = data.toy_digits(300, seed=4)
-    probabilities = class_probabilities(judge, gan.scale_pixels(other.images * 255))
+    probabilities = class_probabilities(judge, scale_pixels(other.images * 255))
     torch.testing.assert_close(probabilities.sum(1), torch.ones(300))
     assert (probabilities.argmax(1) == other.labels).float().mean() > 0.8
 

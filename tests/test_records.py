@@ -301,6 +301,16 @@ def test_estimates_are_those_of_the_kept_weights(name):
                 assert value == pytest.approx(rows[theta][key], rel=1e-3, abs=1e-5), key
 
 
+@pytest.mark.parametrize("name", ("critics-lines", "critics-lines-sgd"))
+def test_all_estimates_come_from_what_was_measured(name):
+    run = RECORDS[name]
+    rows = critics.final_metrics(run.recipe_as(critics.CriticRecipe), critics.measured(run))[1]
+    kept = estimates_of(run)
+    assert len(rows) == len(kept) == len(run.recipe["thetas"])
+    for row, recorded in zip(rows, kept):
+        assert row == {key: pytest.approx(value, rel=1e-5, abs=1e-6) for key, value in recorded.items()}
+
+
 # The minimax GAN
 
 

@@ -204,3 +204,41 @@ def test_a_recipe_comes_back_as_its_dataclass(tmp_path):
     fields = json.loads(json.dumps({"family": "gan", **dataclasses.asdict(recipe)}))
     (tmp_path / "run.json").write_text(json.dumps({"recipe": fields}))
     assert runs.Run(tmp_path).recipe_as(gan.GANRecipe) == recipe
+
+
+GIVEN = {"n": 10, "split": "test", "unit": "nats", "tolerance": 0.1}
+
+
+@pytest.mark.parametrize("bad", [{"n": 0}, {"n": 2.5}, {"tolerance": -1.0}, {"se": -0.1}, {"split": ""}, {"unit": ""}])
+def test_metric_refuses(bad):
+    assert runs.metric(1.5, **GIVEN) == {"value": 1.5, "se": None, **GIVEN}
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        runs.metric(1.5, **GIVEN | bad)
+    with pytest.raises(ValueError, match="value"):
+        runs.metric(float("nan"), **GIVEN)
+
+
+def test_mean_metric_is_the_mean_and_its_error():
+    values = torch.tensor([1.0, 2.0, 6.0])
+    found = runs.mean_metric(values, split="test", unit="nats", tolerance=0.1, note="three")
+    assert (found["value"], found["n"], found["note"]) == (3, 3, "three")
+    assert found["se"] == pytest.approx((7 / 3) ** 0.5)  # a variance of 7, over three
+    for bad in (values[:1], values[None]):
+        with pytest.raises(ValueError, match="vector of at least two"):
+            runs.mean_metric(bad, split="test", unit="nats", tolerance=0.1)
+
+
+def test_a_block_that_writes_nothing_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(FileNotFoundError), runs.replacing(path):
+        pass
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_told_without_an_error(root):
+    run = Run(root / "runs" / "gan-mnist")
+    assert run.record["metrics"]["sample_entropy"]["se"] is None
+    assert run.told("sample_entropy", 3) == f"{run.figure('sample_entropy'):.3f}"
+    with pytest.raises(ValueError, match="sample_entropy"):
+        run.told("sample_entropi")
