@@ -226,8 +226,7 @@ def rows(records: list[runs.Run] | None = None) -> list[dict[str, str]]:
             "figure": headline.what,
             "value": present[name].told(headline.metric, headline.digits),
             "published": headline.published,
-            "hardware": device["name"] + cores,
-            "minutes": number(record["seconds"] / 60, 1),
+            "hardware: minutes": f'{device["name"]}{cores}: {number(record["seconds"] / 60, 1)}',
         })
     return table
 
