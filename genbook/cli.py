@@ -421,7 +421,7 @@ def records(
             }  # fmt: skip
             if not as_json:
                 row["minutes"] = f"{row['minutes']:.1f}"
-                row["figures"] = ", ".join(f"{key} {runs.short_number(value)}" for key, value in row["figures"].items())
+                row["figures"] = runs.Run(root / name).in_short()
         else:
             row["state"] = "malformed"
         rows.append(row | ({"problems": problems[name]} if as_json else {}))

@@ -338,6 +338,16 @@ class Run:
         value, se = self.figure(key), self.record["metrics"][key]["se"]
         return number(value, digits) + ("" if se is None else f" ± {se:.{digits}f}")
 
+    def in_short(
+        self,
+        most: int = 8,  # figures that are named
+    ) -> str:
+        """The first final metrics, for a list of records."""
+        metrics = self.record["metrics"]
+        some = [f"{key} {short_number(metrics[key]['value'])}" for key in list(metrics)[:most]]
+        more = len(metrics) - len(some)
+        return ", ".join(some) + (f" and {more} more" if more else "")
+
     @property
     def samples(self) -> list[Path]:
         """The pictures in `samples/`, in the order of the numbers in their names."""

@@ -216,16 +216,15 @@ def rows(records: list[runs.Run] | None = None) -> list[dict[str, str]]:
         if name not in present:
             continue
         record = present[name].record
-        device = record["device"]
+        device, data = record["device"], record["data"]["name"]
         on_cpu = device["kind"] == "cpu"
         cores = f', {device["threads"]} of {device["cores"]} cores' if on_cpu else ""
         table.append({
             "run": f"`{name}`",
-            "model": headline.model,
-            "data": DATA.get(record["data"]["name"], record["data"]["name"]),
             "figure": headline.what,
             "value": present[name].told(headline.metric, headline.digits),
             "published": headline.published,
+            "model": f"{headline.model} ({DATA.get(data, data)})",
             "hardware: minutes": f'{device["name"]}{cores}: {number(record["seconds"] / 60, 1)}',
         })
     return table
