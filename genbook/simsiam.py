@@ -9,6 +9,7 @@ __all__ = ['MLP_MODES', 'RECIPES', 'PROBED', 'CosineSimilarity', 'resnet18', 'Si
 # %% ../nbs/selfsupervised/simsiam.ipynb #2c0503c3
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass
@@ -268,7 +269,7 @@ def adjust_learning_rate(
 
 # %% ../nbs/selfsupervised/simsiam.ipynb #2d42ccfb
 @dataclass(frozen=True)
-class PretrainRecipe:
+class PretrainRecipe(ABC):
     """What determines every run without labels, whatever its loss."""
 
     name: str  # of the run and of its folder
@@ -288,13 +289,9 @@ class PretrainRecipe:
     channels_last: bool = True  # in memory: faster convolutions
     seed: int = 0  # of the weights, the order of the images and the views
 
+    @abstractmethod
     def model(self) -> nn.Module:
-        """The untrained model, its weights drawn from the seed.
-
-        Raises:
-            NotImplementedError: here; every kind of recipe has its own.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no model of its own")
+        """The untrained model, its weights drawn from the seed."""
 
     def smoke(self) -> Self:
         """The same recipe on toy house numbers, with few outputs, for one short epoch."""
