@@ -69,7 +69,7 @@ test: $(VENV)/package.stamp
 
 export: $(VENV)/package.stamp
 	@$(BIN)/nbdev_export
-	@$(BIN)/python -c "from genbook.scoreboard import refresh; refresh('README.md')"
+	@$(BIN)/python -c "from genbook.results.scoreboard import refresh; refresh('README.md')"
 	@echo "genbook/ is written from the notebooks, the README's table from the records"
 
 lock: $(VENV)/python.stamp

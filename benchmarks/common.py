@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from genbook import data, runs, training, vae
+from genbook import data, runs, training
+from genbook.vae import binarised_mnist as vae
 
 
 class StarterVAE(nn.Module):

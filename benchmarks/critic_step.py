@@ -11,7 +11,7 @@ import common
 import torch
 from torch import nn
 
-from genbook import wgan
+from genbook.gan import wgan
 
 BLOCK = 10  # steps of one before the other takes its turn
 

@@ -10,11 +10,11 @@ import common
 import torch
 from torch import nn
 
-from genbook import ddpm
-from genbook.diffusion import t_sample
-from genbook.gaussian_vae import scale_pixels
-from genbook.samplers import sample_ddim
-from genbook.unet import LinearAttention
+from genbook.diffusion import ddpm
+from genbook.diffusion.derivation import t_sample
+from genbook.vae.gaussian import scale_pixels
+from genbook.diffusion.sampling import sample_ddim
+from genbook.diffusion.unet import LinearAttention
 
 BLOCK = 2  # steps of one before the other takes its turn
 

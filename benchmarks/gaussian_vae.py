@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from genbook import gaussian_vae, training
+from genbook import training
+from genbook.vae import gaussian as gaussian_vae
 
 BLOCK = 20  # steps of one before the other takes its turn
 

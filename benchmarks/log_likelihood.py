@@ -16,7 +16,9 @@ from pathlib import Path
 import common
 import torch
 
-from genbook import importance, runs, vae
+from genbook import runs
+from genbook.vae import importance
+from genbook.vae import binarised_mnist as vae
 
 BLOCK = 640  # images that one contestant evaluates before it is the next one's turn
 

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from genbook.data import import_torchvision
-from genbook.views import Augmentation
+from genbook.selfsupervised.views import Augmentation
 
 import_torchvision()
 from torchvision import transforms

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from genbook import classifier, data
-from genbook.classifier import RECIPES, Classifier, change_of_mind, class_features, class_probabilities, shifted
-from genbook.gaussian_vae import scale_pixels
+from genbook import data
+from genbook.judges import classifier
+from genbook.judges.classifier import RECIPES, Classifier, change_of_mind, class_features, class_probabilities, shifted
+from genbook.vae.gaussian import scale_pixels
 
 
 @pytest.fixture(autouse=True)

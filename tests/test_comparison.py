@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
-from genbook import comparison, gaussian_vae
-from genbook.classifier import entropy
-from genbook.comparison import RECIPES, black_and_white, chosen, detail_distance, judge_of, model_images, seconds_per_1000
-from genbook.quality import class_shares, frechet_distance, kernel_distance, precision_recall
+from genbook.results import comparison
+from genbook.vae import gaussian as gaussian_vae
+from genbook.judges.classifier import entropy
+from genbook.results.comparison import RECIPES, black_and_white, chosen, detail_distance, judge_of, model_images, seconds_per_1000
+from genbook.judges.quality import class_shares, frechet_distance, kernel_distance, precision_recall
 from genbook.runs import Run
 
 

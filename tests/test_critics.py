@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from genbook import critics, runs, training
-from genbook.critics import F_DIVERGENCES, distribution1, lp_reg, make_critic, variational_bound, vf_squared_hellinger, vf_wasserstein_distance
+from genbook import runs, training
+from genbook.gan import critics
+from genbook.gan.critics import F_DIVERGENCES, distribution1, lp_reg, make_critic, variational_bound, vf_squared_hellinger, vf_wasserstein_distance
 
 torch.set_num_threads(1)
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from genbook import data, ddpm, runs, training
-from genbook.ddpm import DDPM, RECIPES, bound_terms, losses, objective, spread_steps
-from genbook.diffusion import Diffusion, linear_betas
+from genbook import data, runs, training
+from genbook.diffusion import ddpm
+from genbook.diffusion.ddpm import DDPM, RECIPES, bound_terms, losses, objective, spread_steps
+from genbook.diffusion.derivation import Diffusion, linear_betas
 
 
 @pytest.fixture(autouse=True)

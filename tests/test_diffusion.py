@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
-from genbook.diffusion import (
+from genbook.diffusion.derivation import (
     Diffusion,
     GaussianMixtureNoise,
     cosine_betas,

@@ -7,15 +7,15 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from genbook.elbo import active_units, elbo_terms, reparameterise
-from genbook.importance import (
+from genbook.vae.elbo import active_units, elbo_terms, reparameterise
+from genbook.vae.importance import (
     effective_sample_size,
     importance_log_likelihood,
     iwae_bound,
     log_importance_weights,
 )
 from genbook.likelihoods import log_mean_exp
-from genbook.vae import RECIPES, BernoulliVAE
+from genbook.vae.binarised_mnist import RECIPES, BernoulliVAE
 
 SIGMA = 0.5
 

@@ -7,15 +7,15 @@ import torch
 from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import binary_cross_entropy, logsigmoid, smooth_l1_loss
 
-from genbook.critics import distribution1, lp_reg, vf_squared_hellinger, vf_wasserstein_distance
-from genbook.diffusion import Diffusion, linear_betas
+from genbook.gan.critics import distribution1, lp_reg, vf_squared_hellinger, vf_wasserstein_distance
+from genbook.diffusion.derivation import Diffusion, linear_betas
 from genbook.divergences import kl_gaussian_gaussian_analytic, kl_gaussian_gaussian_mc
-from genbook.elbo import reparameterise
-from genbook.gan import GAN
-from genbook.importance import importance_log_likelihood
+from genbook.vae.elbo import reparameterise
+from genbook.gan.minimax import GAN
+from genbook.vae.importance import importance_log_likelihood
 from genbook.likelihoods import log_likelihood_normal
 from genbook.runs import Run
-from genbook.vae import RECIPES, build, elbo_of, unscaled_noise_objective
+from genbook.vae.binarised_mnist import RECIPES, build, elbo_of, unscaled_noise_objective
 
 
 @pytest.fixture(autouse=True)

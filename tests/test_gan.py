@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from genbook import data, gan, training
-from genbook.classifier import class_probabilities, entropy
-from genbook.gan import GAN, RECIPES, Discriminator, Generator, discriminator_objective, generator_objective
-from genbook.gaussian_vae import scale_pixels
+from genbook import data, training
+from genbook.gan import minimax as gan
+from genbook.judges.classifier import class_probabilities, entropy
+from genbook.gan.minimax import GAN, RECIPES, Discriminator, Generator, discriminator_objective, generator_objective
+from genbook.vae.gaussian import scale_pixels
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from genbook import data, gaussian_vae, training
-from genbook.gaussian_vae import RECIPES, VAE, DiagonalGaussianDistribution, bits_per_dimension, interpolate, latent_path, nearest, objective, scale_pixels, show_pixels
-from genbook.importance import importance_log_likelihood, log_importance_weights
+from genbook import data, training
+from genbook.vae import gaussian as gaussian_vae
+from genbook.vae.gaussian import RECIPES, VAE, DiagonalGaussianDistribution, bits_per_dimension, interpolate, latent_path, nearest, objective, scale_pixels, show_pixels
+from genbook.vae.importance import importance_log_likelihood, log_importance_weights
 
 
 @pytest.fixture(autouse=True)
@@ -220,7 +221,7 @@ def test_log_likelihood_is_above_the_bound_and_needs_no_gradient(model, x):
 
 MEMORY = """
 import re, sys, torch
-from genbook.gaussian_vae import VAE
+from genbook.vae.gaussian import VAE
 
 
 def peak():  # of this process; ru_maxrss would begin at that of the process that started it

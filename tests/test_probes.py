@@ -7,9 +7,10 @@ import pytest
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
-from genbook import data, probes, training
-from genbook.ddpm import DDPM
-from genbook.probes import RECIPES, SAMPLERS, bring_back, draw, layers, linear_probe, unet_features
+from genbook import data, training
+from genbook.diffusion import probes
+from genbook.diffusion.ddpm import DDPM
+from genbook.diffusion.probes import RECIPES, SAMPLERS, bring_back, draw, layers, linear_probe, unet_features
 
 
 @pytest.fixture(scope="module")

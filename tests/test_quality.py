@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from genbook.gaussian_vae import scale_pixels
-from genbook.quality import (
+from genbook.vae.gaussian import scale_pixels
+from genbook.judges.quality import (
     bootstrap,
     class_shares,
     frechet_distance,

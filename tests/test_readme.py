@@ -4,7 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
-from genbook import scoreboard
+from genbook.results import scoreboard
 from genbook.runs import runs_root
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -35,7 +35,7 @@ def test_commands_exist():
 
 
 def test_named_recipes_exist():
-    from genbook.vae import RECIPES
+    from genbook.vae.binarised_mnist import RECIPES
 
     named = set(re.findall(r"`?genbook (?:train|sample) ([a-z][\w-]+)", README.read_text()))
     assert named and named <= RECIPES.keys()

@@ -13,8 +13,18 @@ import os
 import pytest
 import torch
 
-from genbook import classifier, cli, critics, data, ddpm, gan, gaussian_vae, probes, relatives, runs, simsiam, vae, wgan
-from genbook.importance import importance_log_likelihood
+from genbook import cli, data, runs
+from genbook.judges import classifier
+from genbook.gan import critics
+from genbook.diffusion import ddpm
+from genbook.gan import minimax as gan
+from genbook.vae import gaussian as gaussian_vae
+from genbook.diffusion import probes
+from genbook.selfsupervised import relatives
+from genbook.selfsupervised import simsiam
+from genbook.vae import binarised_mnist as vae
+from genbook.gan import wgan
+from genbook.vae.importance import importance_log_likelihood
 from genbook.training import own_randomness
 
 ROOT = os.path.join(os.path.dirname(__file__), "..", "runs")

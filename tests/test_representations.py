@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from genbook.representations import effective_rank, knn_votes, spectrum, spread, uniformity
+from genbook.selfsupervised.representations import effective_rank, knn_votes, spectrum, spread, uniformity
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,7 @@ def seed():
 
 MEMORY = """
 import re, sys, torch
-from genbook.representations import knn_votes
+from genbook.selfsupervised.representations import knn_votes
 
 
 def peak():  # of this process; ru_maxrss would begin at that of the process that started it

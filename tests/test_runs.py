@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from genbook import gan, runs
+from genbook import runs
+from genbook.gan import minimax as gan
 from genbook.runs import Run, validate, validate_all
 from genbook.viz import to_png
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from genbook.diffusion import Diffusion, GaussianMixtureNoise, linear_betas
-from genbook.samplers import crossing, denoise_from, sample_adams, sample_ancestral, sample_ddim
+from genbook.diffusion.derivation import Diffusion, GaussianMixtureNoise, linear_betas
+from genbook.diffusion.sampling import crossing, denoise_from, sample_adams, sample_ancestral, sample_ddim
 from genbook.viz import animation
 
 ALL = [sample_ancestral, sample_ddim, sample_adams]

@@ -6,8 +6,10 @@ import json
 import pytest
 import torch
 
-from genbook import cli, data, relatives, runs, simsiam, training
-from genbook.simsiam import RECIPES, SimSiam, resnet18
+from genbook import cli, data, runs, training
+from genbook.selfsupervised import relatives
+from genbook.selfsupervised import simsiam
+from genbook.selfsupervised.simsiam import RECIPES, SimSiam, resnet18
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from genbook.unet import Attention, ConvBlock, LinearAttention, Middle, ResBlock, Stage, UNet, sinusoidal_embedding
+from genbook.diffusion.unet import Attention, ConvBlock, LinearAttention, Middle, ResBlock, Stage, UNet, sinusoidal_embedding
 
 
 @pytest.fixture(autouse=True)

@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from genbook import data, training, wgan
-from genbook.critics import lp_reg, vf_wasserstein_distance
-from genbook.gaussian_vae import scale_pixels
-from genbook.wgan import RECIPES, WGAN, Critic, Generator, HalvingConv2d, LeakyReLU, critic_objective, generator_objective
+from genbook import data, training
+from genbook.gan import wgan
+from genbook.gan.critics import lp_reg, vf_wasserstein_distance
+from genbook.vae.gaussian import scale_pixels
+from genbook.gan.wgan import RECIPES, WGAN, Critic, Generator, HalvingConv2d, LeakyReLU, critic_objective, generator_objective
 
 
 @pytest.fixture(autouse=True)
