@@ -40,7 +40,9 @@ class StarterVAE(nn.Module):
         return mean, logvar, self.decode(z)
 
     def loss(self, x, mean, logvar, decoded):
-        log_likelihood = starter_log_likelihood_bernoulli(torch.sigmoid(decoded), x.view(x.size(0), -1))
+        log_likelihood = starter_log_likelihood_bernoulli(
+            torch.sigmoid(decoded), x.view(x.size(0), -1)
+        )
         divergence = 0.5 * torch.sum(-1 - logvar + mean**2 + torch.exp(logvar), dim=1)
         return (divergence - log_likelihood).mean()
 
@@ -51,7 +53,9 @@ def starter_log_likelihood_bernoulli(mu, target):
 
 
 def starter_log_likelihood_normal(mu, logvar, z):
-    return torch.sum(-0.5 * (math.log(2 * math.pi) + logvar + (z - mu) ** 2 / torch.exp(logvar)), dim=1)
+    return torch.sum(
+        -0.5 * (math.log(2 * math.pi) + logvar + (z - mu) ** 2 / torch.exp(logvar)), dim=1
+    )
 
 
 def linear_parameters(model):
@@ -63,7 +67,11 @@ def same_weights(starter, model):
     """Give the starter's network the weights of one of ours."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     with torch.no_grad():
-        for mine, theirs in zip((layer for layer in starter.modules() if isinstance(layer, nn.Linear)), layers, strict=True):
+        for mine, theirs in zip(
+            (layer for layer in starter.modules() if isinstance(layer, nn.Linear)),
+            layers,
+            strict=True,
+        ):
             mine.weight.copy_(theirs.weight)
             mine.bias.copy_(theirs.bias)
     return starter
@@ -107,7 +115,11 @@ def table(rows):
     rows = [[str(value) for value in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for number, row in enumerate(rows):
-        print("| " + " | ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)) + " |")
+        print(
+            "| "
+            + " | ".join(value.ljust(width) for value, width in zip(row, widths, strict=True))
+            + " |"
+        )
         if number == 0:
             print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
 
@@ -143,17 +155,25 @@ def book_loss(model, objective, recipe):
     """The loss of a batch as `genbook.training.fit` computes it, by its own parts."""
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model.to(memory_format=layout)
-    compute = training.make_accelerator("cpu", recipe.precision).prepare_model(training.Objective(model, objective))
+    compute = training.make_accelerator("cpu", recipe.precision).prepare_model(
+        training.Objective(model, objective)
+    )
     return lambda batch: compute(batch.contiguous(memory_format=layout))[0]
 
 
 def step_options(description, steps, smoke):
     """The parser of a benchmark that times steps, for options of its own to be added."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--smoke", action="store_true", help=smoke)
     parser.add_argument("--steps", type=int, default=steps, help="steps of each")
     parser.add_argument("--threads", type=int, help="threads of torch")
-    parser.add_argument("--cpu-time", action="store_true", help="count seconds of the processor: with --threads 1 fair on a busy machine")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="count seconds of the processor: with --threads 1 fair on a busy machine",
+    )
     parser.add_argument("--data-root", help="folder of the data sets")
     return parser
 
@@ -172,7 +192,12 @@ def take_turns(contenders, recipe, steps, block, clock, data_root=None):
     Each draws noise of its own from the recipe's seed, so that losses differ by rounding.
     """
     images, size = load(recipe.data, "train", data_root), recipe.batch_size
-    order = torch.cat([training.epoch_order(len(images), recipe.seed, epoch) for epoch in range(1, 2 + steps * size // len(images))])
+    order = torch.cat(
+        [
+            training.epoch_order(len(images), recipe.seed, epoch)
+            for epoch in range(1, 2 + steps * size // len(images))
+        ]
+    )
     batches = [images[order[i * size : (i + 1) * size]] for i in range(steps)]
     states = {}
     for name in contenders:
@@ -189,13 +214,33 @@ def take_turns(contenders, recipe, steps, block, clock, data_root=None):
 def report(contenders, base, last, digits):
     """Print milliseconds a step, their ratio to the first's, and the losses of the last steps."""
     base = contenders[base]
-    lines = [["step", "ms", "times as fast", f"loss, last {last} steps", "less the plain one's, all steps"]]
+    lines = [
+        [
+            "step",
+            "ms",
+            "times as fast",
+            f"loss, last {last} steps",
+            "less the plain one's, all steps",
+        ]
+    ]
     for name, contender in contenders.items():
         gap = torch.tensor(contender.losses) - torch.tensor(base.losses)
-        told = f"{gap.mean():+.{digits}f}, {gap.abs().max():.{digits}f} at most" if contender is not base else ""
+        told = (
+            f"{gap.mean():+.{digits}f}, {gap.abs().max():.{digits}f} at most"
+            if contender is not base
+            else ""
+        )
         ms = median(contender.seconds) * 1e3
         ratio = median(base.seconds) / median(contender.seconds)
-        lines.append([name, f"{ms:.1f}", f"{ratio:.2f}", f"{sum(contender.losses[-last:]) / last:.{digits}f}", told])
+        lines.append(
+            [
+                name,
+                f"{ms:.1f}",
+                f"{ratio:.2f}",
+                f"{sum(contender.losses[-last:]) / last:.{digits}f}",
+                told,
+            ]
+        )
     table(lines)
 
 

@@ -1,7 +1,7 @@
 """A critic's step with its penalty, against the same in plain float32 with PyTorch's layers, in one run; and a generator's 1,000 samples.
 
-    python benchmarks/critic_step.py            100 steps of each, alternating in blocks of 10
-    python benchmarks/critic_step.py --smoke    toy data, narrow networks and a few steps, to see that it runs
+python benchmarks/critic_step.py            100 steps of each, alternating in blocks of 10
+python benchmarks/critic_step.py --smoke    toy data, narrow networks and a few steps, to see that it runs
 """
 
 import dataclasses
@@ -65,7 +65,10 @@ def ours(recipe, torch_layers=False):
 def sampling(recipe, clock, n=1000, repeats=3):
     """Seconds of `n` images by a generator, in float32 and under bfloat16 with channels last."""
     found = {}
-    for name, bf16, layout in (("fp32", False, torch.contiguous_format), ("bf16, channels last", True, torch.channels_last)):
+    for name, bf16, layout in (
+        ("fp32", False, torch.contiguous_format),
+        ("bf16, channels last", True, torch.channels_last),
+    ):
         model = recipe.model().eval().to(memory_format=layout)
         seconds = []
         for _ in range(repeats):
@@ -97,7 +100,9 @@ def main():
     print()
     lines = [[f"{n:,} samples", "seconds", "times as fast"]]
     seconds = sampling(recipe, clock, n)
-    lines += [[name, f"{value:.2f}", f"{seconds['fp32'] / value:.2f}"] for name, value in seconds.items()]
+    lines += [
+        [name, f"{value:.2f}", f"{seconds['fp32'] / value:.2f}"] for name, value in seconds.items()
+    ]
     common.table(lines)
 
 

@@ -1,7 +1,7 @@
 """A DDPM's training step against the same in plain float32, in one run; and 64 samples by DDIM in 50 steps against all 1,000.
 
-    python benchmarks/ddpm_step.py            20 steps of each, alternating in blocks of 2, and the samples
-    python benchmarks/ddpm_step.py --smoke    toy data, a tiny network and a few steps, to see that it runs
+python benchmarks/ddpm_step.py            20 steps of each, alternating in blocks of 2, and the samples
+python benchmarks/ddpm_step.py --smoke    toy data, a tiny network and a few steps, to see that it runs
 """
 
 import dataclasses
@@ -61,7 +61,9 @@ def plain(recipe):
 def ours(recipe):
     model = recipe.model()
     loss = common.book_loss(model, ddpm.objective, recipe)
-    return common.Contender(model, loss, torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=True))
+    return common.Contender(
+        model, loss, torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=True)
+    )
 
 
 def sampling(recipe, clock, n):
@@ -81,8 +83,12 @@ def sampling(recipe, clock, n):
 
 def main():
     parser = common.step_options(__doc__, 20, "toy data, a tiny network, 4 steps")
-    parser.add_argument("--recipe", default="ddpm-svhn-compact", help="ddpm-svhn for the full network")
-    parser.add_argument("--samples", type=int, default=64, help="images to draw by each sampler; 0 for none")
+    parser.add_argument(
+        "--recipe", default="ddpm-svhn-compact", help="ddpm-svhn for the full network"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=64, help="images to draw by each sampler; 0 for none"
+    )
     options = parser.parse_args()
     clock = common.set_up(options)
     recipe = ddpm.RECIPES[options.recipe]
@@ -105,7 +111,9 @@ def main():
         seconds = sampling(recipe, clock, n)
         slowest = max(seconds.values())
         lines = [[f"{n} samples", "seconds", "times as fast"]]
-        lines += [[name, f"{value:.2f}", f"{slowest / value:.1f}"] for name, value in seconds.items()]
+        lines += [
+            [name, f"{value:.2f}", f"{slowest / value:.1f}"] for name, value in seconds.items()
+        ]
         common.table(lines)
 
 

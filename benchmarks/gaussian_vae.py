@@ -1,7 +1,7 @@
 """A training step of the Gaussian VAE: the recipe's objective, precision and order in memory, against plain float32, in one run.
 
-    python benchmarks/gaussian_vae.py            200 steps of each, alternating in blocks of 20
-    python benchmarks/gaussian_vae.py --smoke    toy data and a few steps, to see that it runs
+python benchmarks/gaussian_vae.py            200 steps of each, alternating in blocks of 20
+python benchmarks/gaussian_vae.py --smoke    toy data and a few steps, to see that it runs
 """
 
 import dataclasses
@@ -24,7 +24,11 @@ class PlainVAE(nn.Module):
         super().__init__()
         layers, channels = [], 3
         for width in (32, 64, 128, 256):
-            layers += [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2), nn.BatchNorm2d(width)]
+            layers += [
+                nn.Conv2d(channels, width, 4, 2, 1),
+                nn.LeakyReLU(0.2),
+                nn.BatchNorm2d(width),
+            ]
             channels = width
         self.encoder = nn.Sequential(*layers, nn.Flatten())
         self.mean, self.logvar = nn.Linear(1024, latent), nn.Linear(1024, latent)
@@ -39,7 +43,9 @@ class PlainVAE(nn.Module):
         h = self.encoder(x)
         mean, logvar = self.mean(h), self.logvar(h).clamp(-30, 20)
         z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
-        nll = 0.5 * (gaussian_vae.LOG_2PI + F.mse_loss(self.decoder(z), x, reduction="none")).sum((1, 2, 3))
+        nll = 0.5 * (gaussian_vae.LOG_2PI + F.mse_loss(self.decoder(z), x, reduction="none")).sum(
+            (1, 2, 3)
+        )
         kl = 0.5 * (mean**2 + torch.exp(logvar) - 1 - logvar).sum(1)
         return (nll + kl).mean()
 
@@ -54,7 +60,9 @@ def plain(recipe):
 def ours(recipe):
     model = recipe.model()
     loss = common.book_loss(model, gaussian_vae.objective, recipe)
-    return common.Contender(model, loss, training.OPTIMIZERS[recipe.optimizer](model.parameters(), lr=recipe.lr))
+    return common.Contender(
+        model, loss, training.OPTIMIZERS[recipe.optimizer](model.parameters(), lr=recipe.lr)
+    )
 
 
 def main():
@@ -70,10 +78,19 @@ def main():
         "book, bf16": ours(dataclasses.replace(recipe, channels_last=False)),
         "book, bf16, channels last": ours(recipe),
     }
-    common.take_turns(contenders, recipe, BLOCK if options.smoke else options.steps, BLOCK, clock, options.data_root)
+    common.take_turns(
+        contenders,
+        recipe,
+        BLOCK if options.smoke else options.steps,
+        BLOCK,
+        clock,
+        options.data_root,
+    )
     common.report(contenders, "plain, fp32", last=20, digits=2)
     noise = torch.tensor(contenders["plain, fp32"].losses[-100:]).std().item()
-    print(f"\nFrom batch to batch the loss varies by {noise:.2f} (standard deviation of the last steps).")
+    print(
+        f"\nFrom batch to batch the loss varies by {noise:.2f} (standard deviation of the last steps)."
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Seconds and memory of log p(x) by importance sampling, K = 200: the book's function against the course's, in one run.
 
-    python benchmarks/log_likelihood.py            the first 1,280 test images
-    python benchmarks/log_likelihood.py --full     all 10,000
-    python benchmarks/log_likelihood.py --smoke    toy data, to see that it runs
+python benchmarks/log_likelihood.py            the first 1,280 test images
+python benchmarks/log_likelihood.py --full     all 10,000
+python benchmarks/log_likelihood.py --smoke    toy data, to see that it runs
 """
 
 import argparse
@@ -38,8 +38,12 @@ def starter(model, images, num_samples):
             mean_flat = mean[:, None, :].expand_as(z).reshape(m * k, -1)
             logvar_flat = logvar[:, None, :].expand_as(z).reshape(m * k, -1)
             zeros = torch.zeros(mean_flat.size())
-            log_p_x_z = common.starter_log_likelihood_bernoulli(torch.sigmoid(decoded), x_flat).view(m, k)
-            log_q_z_x = common.starter_log_likelihood_normal(mean_flat, logvar_flat, z_flat).view(m, k)
+            log_p_x_z = common.starter_log_likelihood_bernoulli(
+                torch.sigmoid(decoded), x_flat
+            ).view(m, k)
+            log_q_z_x = common.starter_log_likelihood_normal(mean_flat, logvar_flat, z_flat).view(
+                m, k
+            )
             log_p_z = common.starter_log_likelihood_normal(zeros, zeros, z_flat).view(m, k)
             w = log_p_x_z + log_p_z - log_q_z_x
             a = w.max(dim=1).values
@@ -56,20 +60,34 @@ def book_bf16(model, images, num_samples):
 def peak_memory():
     """Largest memory of this process so far, in GB. On Linux the counter of `resource` begins at that of the process that started this one."""
     if sys.platform == "linux":
-        return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024 / 1e9
+        return (
+            int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
+            * 1024
+            / 1e9
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
 
 
-CONTESTANTS = {"starter": starter, "book, fp32": importance.importance_log_likelihood, "book, bf16": book_bf16}
+CONTESTANTS = {
+    "starter": starter,
+    "book, fp32": importance.importance_log_likelihood,
+    "book, bf16": book_bf16,
+}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--full", action="store_true", help="all test images")
     parser.add_argument("--smoke", action="store_true", help="toy data, an untrained model, K = 20")
     parser.add_argument("--images", type=int, default=2 * BLOCK, help="how many where not --full")
     parser.add_argument("--threads", type=int, help="threads of torch")
-    parser.add_argument("--cpu-time", action="store_true", help="count seconds of the processor: with --threads 1 fair on a busy machine")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="count seconds of the processor: with --threads 1 fair on a busy machine",
+    )
     parser.add_argument("--data-root", help="folder of the data sets")
     parser.add_argument("--memory-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -105,12 +123,35 @@ def main():
             seconds[name] += clock() - began
     peaks = {}
     for name in CONTESTANTS:
-        again = [sys.executable, __file__, *[argument for argument in sys.argv[1:] if argument != "--full"], "--memory-of", name]
-        peaks[name] = float(subprocess.run(again, capture_output=True, text=True, check=True).stdout)
+        again = [
+            sys.executable,
+            __file__,
+            *[argument for argument in sys.argv[1:] if argument != "--full"],
+            "--memory-of",
+            name,
+        ]
+        peaks[name] = float(
+            subprocess.run(again, capture_output=True, text=True, check=True).stdout
+        )
 
-    work = 2 * num_samples * common.linear_parameters(model.decoder) + 2 * common.linear_parameters(model.encoder)
-    print(f"\n{len(images):,} images, K = {num_samples}, alternating in blocks of {BLOCK}; {'the recorded' if recorded else 'an untrained'} model.")
-    lines = [["function", "seconds", "times as fast", "log p(x)", "less the starter's", "peak GB", "GFLOP/s", "of matrix products"]]
+    work = 2 * num_samples * common.linear_parameters(model.decoder) + 2 * common.linear_parameters(
+        model.encoder
+    )
+    print(
+        f"\n{len(images):,} images, K = {num_samples}, alternating in blocks of {BLOCK}; {'the recorded' if recorded else 'an untrained'} model."
+    )
+    lines = [
+        [
+            "function",
+            "seconds",
+            "times as fast",
+            "log p(x)",
+            "less the starter's",
+            "peak GB",
+            "GFLOP/s",
+            "of matrix products",
+        ]
+    ]
     reference = torch.cat(estimates["starter"])
     for name in CONTESTANTS:
         values = torch.cat(estimates[name])

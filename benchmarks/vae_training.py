@@ -1,8 +1,8 @@
 """Seconds of training: the book's loop against the loop as the course's starter writes it, epoch by epoch in one run.
 
-    python benchmarks/vae_training.py            three epochs of each; what takes longer is worked out from them
-    python benchmarks/vae_training.py --full     all 20 epochs of each, and the shortest way to a bound of -102
-    python benchmarks/vae_training.py --smoke    toy data, to see that it runs
+python benchmarks/vae_training.py            three epochs of each; what takes longer is worked out from them
+python benchmarks/vae_training.py --full     all 20 epochs of each, and the shortest way to a bound of -102
+python benchmarks/vae_training.py --smoke    toy data, to see that it runs
 """
 
 import argparse
@@ -57,7 +57,9 @@ def ours(recipe, images, valid, epochs, clock, between=lambda: None):
         weight_decay=recipe.weight_decay, schedule=recipe.schedule, ema=recipe.ema or None, seed=recipe.seed, precision=recipe.precision,
         device="cpu", evaluate=evaluate, on_epoch=on_epoch, progress=False,
     )  # fmt: skip
-    return [end - begin for begin, end in zip(begins, ends[1:])], [row["valid_elbo"] for row in result.history[1:]]
+    return [end - begin for begin, end in zip(begins, ends[1:])], [
+        row["valid_elbo"] for row in result.history[1:]
+    ]
 
 
 def first_at(bounds, target):
@@ -66,12 +68,18 @@ def first_at(bounds, target):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--full", action="store_true", help="all epochs")
     parser.add_argument("--smoke", action="store_true", help="toy data, two epochs")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of each where not --full")
     parser.add_argument("--threads", type=int, help="threads of torch")
-    parser.add_argument("--cpu-time", action="store_true", help="count seconds of the processor: with --threads 1 fair on a busy machine")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="count seconds of the processor: with --threads 1 fair on a busy machine",
+    )
     parser.add_argument("--data-root", help="folder of the data sets")
     options = parser.parse_args()
     if options.threads:
@@ -79,7 +87,9 @@ def main():
     clock = time.process_time if options.cpu_time else time.perf_counter
     plain = common.recipe("vae-bmnist", options.smoke)
     fast = common.recipe("vae-bmnist-fast", options.smoke)
-    images, valid = (common.load(plain.data, split, options.data_root) for split in ("train", "valid"))
+    images, valid = (
+        common.load(plain.data, split, options.data_root) for split in ("train", "valid")
+    )
     epochs = plain.epochs if options.full or options.smoke else options.epochs
 
     print(common.machine(), flush=True)
@@ -90,20 +100,52 @@ def main():
 
     measured = {}  # name -> (precision, seconds an epoch, bounds)
     starter_seconds, starter_bounds = [], []
-    for name, recipe in (("book, fp32", plain), ("book, bf16", dataclasses.replace(plain, precision="bf16"))):
-        starter = starter_epochs(images, valid, common.same_weights(common.StarterVAE(plain.latent), plain.model()), plain.batch_size, clock)
+    for name, recipe in (
+        ("book, fp32", plain),
+        ("book, bf16", dataclasses.replace(plain, precision="bf16")),
+    ):
+        starter = starter_epochs(
+            images,
+            valid,
+            common.same_weights(common.StarterVAE(plain.latent), plain.model()),
+            plain.batch_size,
+            clock,
+        )
         rows = []
-        seconds, bounds = ours(recipe, images, valid, epochs, clock, between=lambda: rows.append(next(starter)))
+        seconds, bounds = ours(
+            recipe, images, valid, epochs, clock, between=lambda: rows.append(next(starter))
+        )
         measured[name] = (recipe.precision, seconds, bounds)
         starter_seconds += [row[0] for row in rows]
         starter_bounds = starter_bounds or [row[1] for row in rows]
     starter_epoch = common.median(starter_seconds)
     print(f"\nBatch size {plain.batch_size}, {epochs} epochs of each, alternating; medians.")
-    lines = [["loop", "seconds an epoch", "times as fast", f"validation bound, epoch {epochs}", "GFLOP/s", "of matrix products"]]
-    for name, (precision, seconds, bounds) in {"starter": ("fp32", starter_seconds, starter_bounds), **measured}.items():
+    lines = [
+        [
+            "loop",
+            "seconds an epoch",
+            "times as fast",
+            f"validation bound, epoch {epochs}",
+            "GFLOP/s",
+            "of matrix products",
+        ]
+    ]
+    for name, (precision, seconds, bounds) in {
+        "starter": ("fp32", starter_seconds, starter_bounds),
+        **measured,
+    }.items():
         epoch = common.median(seconds)
         rate = work * len(images) / epoch / 1e9
-        lines.append([name, f"{epoch:.2f}", f"{starter_epoch / epoch:.2f}", f"{bounds[-1]:.2f}", f"{rate:.0f}", f"{rate / rates[precision]:.0%} of {rates[precision]:.0f}"])
+        lines.append(
+            [
+                name,
+                f"{epoch:.2f}",
+                f"{starter_epoch / epoch:.2f}",
+                f"{bounds[-1]:.2f}",
+                f"{rate:.0f}",
+                f"{rate / rates[precision]:.0%} of {rates[precision]:.0f}",
+            ]
+        )
     common.table(lines)
 
     # The shortest way to the target.
@@ -119,12 +161,20 @@ def main():
     else:
         seconds, _ = ours(fast, images, valid, 1, clock)
         note = " (worked out from the seconds of an epoch and the bounds of the records)"
-        records = {name: runs.Run.open(name).metrics["valid_elbo"][1:] for name in ("vae-bmnist", "vae-bmnist-fast") if (runs.runs_root() / name / "run.json").is_file()}
+        records = {
+            name: runs.Run.open(name).metrics["valid_elbo"][1:]
+            for name in ("vae-bmnist", "vae-bmnist-fast")
+            if (runs.runs_root() / name / "run.json").is_file()
+        }
         reached = first_at(records.get("vae-bmnist", []), TARGET) or plain.epochs
         needed = first_at(records.get("vae-bmnist-fast", []), TARGET) or fast.epochs
         starter_total, fast_total = reached * starter_epoch, needed * seconds[0]
-        starter_bound = records["vae-bmnist"][reached - 1] if "vae-bmnist" in records else float("nan")
-        fast_bound = records["vae-bmnist-fast"][needed - 1] if "vae-bmnist-fast" in records else float("nan")
+        starter_bound = (
+            records["vae-bmnist"][reached - 1] if "vae-bmnist" in records else float("nan")
+        )
+        fast_bound = (
+            records["vae-bmnist-fast"][needed - 1] if "vae-bmnist-fast" in records else float("nan")
+        )
     print(f"\nTo a validation bound of {TARGET:.0f}{note}.")
     common.table([
         ["loop", "epochs", "seconds", "times as fast", "bound there"],

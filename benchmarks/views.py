@@ -1,7 +1,7 @@
 """Views of a batch of images: the book's augmentation of whole batches against torchvision's of single images, in one run.
 
-    python benchmarks/views.py            8 batches of 1,024 of each, by turns
-    python benchmarks/views.py --smoke    toy data and small batches, to see that it runs
+python benchmarks/views.py            8 batches of 1,024 of each, by turns
+python benchmarks/views.py --smoke    toy data and small batches, to see that it runs
 """
 
 import argparse
@@ -24,7 +24,9 @@ class PerImage(Dataset):
 
     def __init__(self, images):
         to_pil = transforms.ToPILImage()
-        self.images = [to_pil(image) for image in images]  # what a data set holds is not part of the time
+        self.images = [
+            to_pil(image) for image in images
+        ]  # what a data set holds is not part of the time
         self.transform = transforms.Compose(
             [
                 transforms.RandomResizedCrop(32, scale=(0.08, 1)),
@@ -61,11 +63,18 @@ def loader(dataset, size, workers):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--smoke", action="store_true", help="toy data, 2 batches of 64")
     parser.add_argument("--batches", type=int, default=8, help="batches of 1,024 in a pass")
     parser.add_argument("--passes", type=int, default=5, help="passes of each that are timed")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of the loader; all cores if not given")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="processes of the loader; all cores if not given",
+    )
     parser.add_argument("--threads", type=int, help="threads of torch")
     parser.add_argument("--data-root", help="folder of the data sets")
     options = parser.parse_args()
@@ -73,7 +82,9 @@ def main():
         torch.set_num_threads(options.threads)
     print(common.machine(), flush=True)
     size, batches, passes = (64, 2, 1) if options.smoke else (1024, options.batches, options.passes)
-    images = common.load("toy_house_numbers" if options.smoke else "cifar10", "train", options.data_root)
+    images = common.load(
+        "toy_house_numbers" if options.smoke else "cifar10", "train", options.data_root
+    )
     images = images[: size * batches]
     augment, dataset = Augmentation(), PerImage(images)
     many, alone = loader(dataset, size, options.workers), loader(dataset, size, 0)

@@ -44,7 +44,9 @@ def split_directives(
             name, value = match.groups()
             if name not in DIRECTIVES:
                 near = difflib.get_close_matches(name, DIRECTIVES, n=1)
-                raise ValueError(f"unknown directive {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+                raise ValueError(
+                    f"unknown directive {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
+                )
             directives[name] = value
     for line in lines:
         if re.match(r"#\s*\|", line):
@@ -74,7 +76,9 @@ def cell_metadata(
     if directives.keys() & {"label", "fig-cap", "fig-alt"}:
         label, caption = directives.get("label", ""), directives.get("fig-cap", "")
         if not label.startswith("fig-") or not caption:
-            raise ValueError(f"a figure needs `label: fig-...` and `fig-cap`, got {label=} and {caption=}")
+            raise ValueError(
+                f"a figure needs `label: fig-...` and `fig-cap`, got {label=} and {caption=}"
+            )
         metadata["mystnb"] = {
             "figure": {"name": label, "caption": caption},
             "image": {"alt": directives.get("fig-alt") or plain_text(caption)},
@@ -91,7 +95,9 @@ def plain_text(
     return re.sub(r"[*`$]", "", text).replace("\\", "").strip()
 
 # %% ../nbs/book.ipynb #9d15b8a6
-_LABEL = re.compile(r"^[ \t>]*\$\$[ \t]*\(([^()\s]+)\)[ \t]*$|^[ \t]*:label:[ \t]*(eq-\S+)[ \t]*$", re.MULTILINE)
+_LABEL = re.compile(
+    r"^[ \t>]*\$\$[ \t]*\(([^()\s]+)\)[ \t]*$|^[ \t]*:label:[ \t]*(eq-\S+)[ \t]*$", re.MULTILINE
+)
 _FENCE = re.compile(r"[ \t>]*(`{3,}|~{3,}|:{3,})[ \t]*([^`\s]*)")
 
 
@@ -148,8 +154,14 @@ def chapters(
         if ".ipynb_checkpoints" not in path.parts
     }
     toc = nbs_dir.parent / "_toc.yml"
-    listed = re.findall(r"^[\s-]*(?:root|file):\s*(\S+)", toc.read_text("utf8"), re.MULTILINE) if toc.is_file() else []
-    order = [name for name in listed if name in found] + [name for name in found if name not in listed]
+    listed = (
+        re.findall(r"^[\s-]*(?:root|file):\s*(\S+)", toc.read_text("utf8"), re.MULTILINE)
+        if toc.is_file()
+        else []
+    )
+    order = [name for name in listed if name in found] + [
+        name for name in found if name not in listed
+    ]
     return {name: found[name] for name in order}
 
 
@@ -203,7 +215,9 @@ def coverage(
         notebook = json.loads(path.read_text("utf8"))
         for label in (label for text in cells(notebook, "markdown") for label in labels(text)):
             if label in where:
-                problems.append(f"{chapter}: the equation {label} is already labelled in {where[label]}")
+                problems.append(
+                    f"{chapter}: the equation {label} is already labelled in {where[label]}"
+                )
             elif not label.startswith("eq-"):
                 problems.append(f"{chapter}: the label of an equation begins with eq-, not {label}")
             where.setdefault(label, chapter)
@@ -216,7 +230,9 @@ def coverage(
             for kind, by_label in claims.items():
                 for label in _names(directives.get(kind, "")):
                     if "hide" in directives or directives.get("eval") == "false":
-                        problems.append(f"{chapter}: the cell that {kind} {label} is hidden or not run")
+                        problems.append(
+                            f"{chapter}: the cell that {kind} {label} is hidden or not run"
+                        )
                     if chapter not in by_label.setdefault(label, []):
                         by_label[label].append(chapter)
     for kind, by_label in claims.items():
@@ -228,7 +244,12 @@ def coverage(
     if problems:
         raise ValueError("\n".join(problems))
     return [
-        Equation(label, chapter, tuple(claims["defines"].get(label, ())), tuple(claims["checks"].get(label, ())))
+        Equation(
+            label,
+            chapter,
+            tuple(claims["defines"].get(label, ())),
+            tuple(claims["checks"].get(label, ())),
+        )
         for label, chapter in where.items()
     ]
 
@@ -239,14 +260,24 @@ def imported_modules(
     """The modules of genbook that a piece of Python imports, without the package's name."""
     found: set[str] = set()
     try:
-        tree = ast.parse(re.sub(r"^([ \t]*)[%!].*", r"\1pass", code, flags=re.MULTILINE))  # IPython's own lines
+        tree = ast.parse(
+            re.sub(r"^([ \t]*)[%!].*", r"\1pass", code, flags=re.MULTILINE)
+        )  # IPython's own lines
     except SyntaxError:
         return found
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("genbook.")}
+            found |= {
+                alias.name.split(".")[1]
+                for alias in node.names
+                if alias.name.startswith("genbook.")
+            }
         elif isinstance(node, ast.ImportFrom):
-            module = ["genbook", *(node.module or "").split(".")] if node.level else (node.module or "").split(".")
+            module = (
+                ["genbook", *(node.module or "").split(".")]
+                if node.level
+                else (node.module or "").split(".")
+            )
             module = [part for part in module if part]
             if module == ["genbook"]:
                 found |= {alias.name for alias in node.names}
@@ -290,8 +321,14 @@ def digest(
     if path.is_file():
         stat = path.stat()
         return _file_digest(path, stat.st_mtime_ns, stat.st_size)
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and "__pycache__" not in file.parts]
-    return _short("".join(f"{file.relative_to(path).as_posix()} {digest(file)}\n" for file in files).encode())
+    files = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and "__pycache__" not in file.parts
+    ]
+    return _short(
+        "".join(f"{file.relative_to(path).as_posix()} {digest(file)}\n" for file in files).encode()
+    )
 
 
 @functools.lru_cache(maxsize=None)
@@ -305,7 +342,9 @@ def _short(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 # %% ../nbs/book.ipynb #588e53f6
-_EXPORT = re.compile(r"\bnbdev_export\s*\(")  # nbdev runs no cell in which the name stands with its parenthesis
+_EXPORT = re.compile(
+    r"\bnbdev_export\s*\("
+)  # nbdev runs no cell in which the name stands with its parenthesis
 _NOTES = {"checks": ("check", "Checks"), "defines": ("define", "Implements")}
 
 
@@ -340,9 +379,17 @@ def read_notebook(
                 anchors.update(ids)
                 marks = "".join(f'<a class="equation-anchor" id="{anchor}"></a>' for anchor in ids)
                 note = f"{marks}{verb} {', '.join(f'{{eq}}`{name}`' for name in names)}."
-                page.append(_cell("markdown", f"{prefix}-{number}", f":::{{div}} equation-note\n{note}\n:::"))
-        page.append(_cell("code", cell.get("id") or f"cell-{number}", code, cell_metadata(directives)))
-    return nbformat.reads(json.dumps({**notebook, "nbformat_minor": 5, "cells": page}), as_version=4)
+                page.append(
+                    _cell(
+                        "markdown", f"{prefix}-{number}", f":::{{div}} equation-note\n{note}\n:::"
+                    )
+                )
+        page.append(
+            _cell("code", cell.get("id") or f"cell-{number}", code, cell_metadata(directives))
+        )
+    return nbformat.reads(
+        json.dumps({**notebook, "nbformat_minor": 5, "cells": page}), as_version=4
+    )
 
 
 def _title(notebook: dict) -> str:
@@ -380,7 +427,11 @@ def page_digest(
 ) -> str:
     """A digest of all that decides how a page looks: its notebook, its dependencies, its marks, and this module."""
     notebook = json.loads(path.read_text("utf8"))
-    parts = [digest(path), digest(Path(__file__)), *(f"{part} {digest(part)}" for part in dependencies(notebook, root))]
+    parts = [
+        digest(path),
+        digest(Path(__file__)),
+        *(f"{part} {digest(part)}" for part in dependencies(notebook, root)),
+    ]
     return _short("\n".join([*parts, *map(repr, marks)]).encode())
 
 
@@ -390,16 +441,24 @@ def mark_equations(
     equations: Iterable[Equation],
 ) -> str:
     """Put a mark that leads to the check, or to the definition, beside the number of each equation of a page."""
-    by_id = {f"equation-{equation.label}".lower().replace("_", "-"): equation for equation in equations}
+    by_id = {
+        f"equation-{equation.label}".lower().replace("_", "-"): equation for equation in equations
+    }
 
     def mark(match: re.Match) -> str:
         equation = by_id.get(match[2])
         if equation is None or not equation.covered:
             return match[0]
-        kind, places = ("check", equation.checked_by) if equation.checked_by else ("define", equation.defined_by)
+        kind, places = (
+            ("check", equation.checked_by)
+            if equation.checked_by
+            else ("define", equation.defined_by)
+        )
         place = page if page in places else places[0]
         link = "" if place == page else posixpath.relpath(place, posixpath.dirname(page)) + ".html"
-        sign, title = ("✓", "checked below") if kind == "check" else ("≔", "a definition, implemented below")
+        sign, title = (
+            ("✓", "checked below") if kind == "check" else ("≔", "a definition, implemented below")
+        )
         if link:
             title = title.replace("below", f"in {place}")
         return (
@@ -436,11 +495,16 @@ def run_notebooks(
 
     def run(item):
         path, notebook = item
-        return single_nb_execution(notebook, cwd=str(path.parent), timeout=timeout, allow_errors=False)
+        return single_nb_execution(
+            notebook, cwd=str(path.parent), timeout=timeout, allow_errors=False
+        )
 
     with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1)) as pool:
         for (path, notebook), result in zip(pending, pool.map(run, pending)):
-            print(f"{path.name}: {f'{result.time:.1f} s' if result.err is None else result.err}", flush=True)
+            print(
+                f"{path.name}: {f'{result.time:.1f} s' if result.err is None else result.err}",
+                flush=True,
+            )
             if result.err is None:
                 bundle = CacheBundleIn(notebook, str(path), data={"execution_seconds": result.time})
                 cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
@@ -474,7 +538,9 @@ def setup(
 
     def execute(app, env, pages):
         paths = [path for page in pages if (path := Path(app.srcdir, f"{page}.ipynb")).is_file()]
-        ran = run_notebooks(paths, env.mystnb_config.execution_cache_path, app.config.nb_execution_timeout)
+        ran = run_notebooks(
+            paths, env.mystnb_config.execution_cache_path, app.config.nb_execution_timeout
+        )
         logging.getLogger(__name__).info(f"notebooks run: {len(ran)} of {len(paths)} pages to read")
 
     def marks(app, page, template, context, doctree):
@@ -499,7 +565,9 @@ def coverage_table(
     nbs_dir: Path | str | None = None,
 ) -> str:
     """Every numbered equation as a Markdown table: its number, its chapter, and links to what covers it."""
-    titles = {name: _title(json.loads(path.read_text("utf8"))) for name, path in chapters(nbs_dir).items()}
+    titles = {
+        name: _title(json.loads(path.read_text("utf8"))) for name, path in chapters(nbs_dir).items()
+    }
     here = posixpath.dirname(page)
 
     def links(kind: str, text: str, equation: Equation, places: tuple[str, ...]) -> list[str]:
@@ -514,7 +582,9 @@ def coverage_table(
         chapter = f"[{titles[equation.chapter]}]({posixpath.relpath(equation.chapter, here)}.ipynb)"
         behind = links("check", "check", equation, equation.checked_by)
         behind += links("define", "definition", equation, equation.defined_by)
-        rows.append(f"| {{eq}}`{equation.label}` | `{equation.label}` | {chapter} | {', '.join(behind) or 'nothing yet'} |")
+        rows.append(
+            f"| {{eq}}`{equation.label}` | `{equation.label}` | {chapter} | {', '.join(behind) or 'nothing yet'} |"
+        )
     return "\n".join(rows)
 
 
@@ -536,7 +606,9 @@ def public_names(
     tree = ast.parse(Path(path).read_text("utf8"))
     exported: list[str] = []
     for node in tree.body:
-        if isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == "__all__" for to in node.targets):
+        if isinstance(node, ast.Assign) and any(
+            isinstance(to, ast.Name) and to.id == "__all__" for to in node.targets
+        ):
             exported = ast.literal_eval(node.value)
     found = {}
     for node in tree.body:
@@ -581,7 +653,13 @@ def api_list(
     root = root or book_root()
     chapter = module_chapters(root / "nbs")[module]
     title = _title(json.loads((root / "nbs" / f"{chapter}.ipynb").read_text("utf8")))
-    entries = [f"Derived in [{title}]({posixpath.relpath(chapter, posixpath.dirname(page))}.ipynb)."]
+    entries = [
+        f"Derived in [{title}]({posixpath.relpath(chapter, posixpath.dirname(page))}.ipynb)."
+    ]
     for name, signature, summary in public_names(root / "genbook" / f"{module}.py"):
-        entries.append(f"**`{name}`**`` {signature} ``\n: {summary}" if signature else f"**`{name}`**\n: {summary}")
+        entries.append(
+            f"**`{name}`**`` {signature} ``\n: {summary}"
+            if signature
+            else f"**`{name}`**\n: {summary}"
+        )
     return "\n\n".join(entries)

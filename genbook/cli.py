@@ -52,7 +52,9 @@ def family(
 
 def all_recipes() -> dict[str, tuple[str, Any]]:
     """Every recipe of the book by name: the name of its family, and the recipe itself."""
-    return {name: (kind, recipe) for kind in FAMILIES for name, recipe in family(kind).RECIPES.items()}
+    return {
+        name: (kind, recipe) for kind in FAMILIES for name, recipe in family(kind).RECIPES.items()
+    }
 
 
 def look_up(
@@ -89,10 +91,18 @@ def parse_value(
     inner = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
     try:
         if inner is not None:
-            return tuple(parse_value(part.strip(), inner, field) for part in text.strip("() ").split(",") if part.strip())
+            return tuple(
+                parse_value(part.strip(), inner, field)
+                for part in text.strip("() ").split(",")
+                if part.strip()
+            )
         return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
-        wanted = f"{_KINDS[inner].split(' ', 1)[1]}s with commas between them" if inner else _KINDS.get(kind, kind)
+        wanted = (
+            f"{_KINDS[inner].split(' ', 1)[1]}s with commas between them"
+            if inner
+            else _KINDS.get(kind, kind)
+        )
         raise ValueError(f"{field} takes {wanted}; got {text!r}") from None
 
 
@@ -111,7 +121,9 @@ def override(
         field, equals, text = setting.partition("=")
         if not equals:
             raise ValueError(f"--set takes field=value; got {setting!r}")
-        field = look_up(field.strip(), [name for name in kinds if name != "name"], f"field of {recipe.name}")
+        field = look_up(
+            field.strip(), [name for name in kinds if name != "name"], f"field of {recipe.name}"
+        )
         changes[field] = parse_value(text, kinds[field], field)
     changes = {field: value for field, value in changes.items() if value != getattr(recipe, field)}
     suffix = "".join(f"+{field}={_plain(value)}" for field, value in changes.items())
@@ -124,7 +136,13 @@ def _plain(value: Any) -> str:
     """A value as `--set` takes it."""
     if isinstance(value, (tuple, list)):
         return ",".join(map(_plain, value))
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def field_notes(
@@ -148,12 +166,22 @@ def show(
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for key, value in rows[0].items():
             right = isinstance(value, (int, float)) and not isinstance(value, bool)
-            table.add_column(key, justify="right" if right else "left", overflow="fold", no_wrap=not table.columns)
+            table.add_column(
+                key,
+                justify="right" if right else "left",
+                overflow="fold",
+                no_wrap=not table.columns,
+            )
         for row in rows:
             table.add_row(*map(_cell, row.values()))
         console.print(table, markup=False, highlight=False)
     elif rows:
-        print("\n".join("\t".join(line) for line in [list(rows[0]), *([*map(_cell, row.values())] for row in rows)]))
+        print(
+            "\n".join(
+                "\t".join(line)
+                for line in [list(rows[0]), *([*map(_cell, row.values())] for row in rows)]
+            )
+        )
 
 
 def _cell(value: Any) -> str:
@@ -177,12 +205,17 @@ app = typer.Typer(
     help="Train, evaluate and sample the models of the book; look after its data, its records and its equations.",
     no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None,
 )  # fmt: skip
-data_app = typer.Typer(help="List, fetch and check the data sets.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(
+    help="List, fetch and check the data sets.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(data_app, name="data")
 
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 _DATA_ROOT = Annotated[
-    Optional[Path], typer.Option("--data-root", help="Folder of the data sets; else $GENBOOK_DATA, else the user's cache.")
+    Optional[Path],
+    typer.Option(
+        "--data-root", help="Folder of the data sets; else $GENBOOK_DATA, else the user's cache."
+    ),
 ]
 _RUN = typer.Argument(help="A name that `genbook records` lists, or a run's folder.")
 
@@ -195,14 +228,18 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
 ):
     pass
 
 
 @app.command()
 def recipes(
-    name: Annotated[Optional[str], typer.Argument(help="A recipe, to list its fields: what --set can change.")] = None,
+    name: Annotated[
+        Optional[str], typer.Argument(help="A recipe, to list its fields: what --set can change.")
+    ] = None,
     as_json: _JSON = False,
 ) -> None:
     """List the recipes, or the fields of one."""
@@ -232,16 +269,35 @@ def recipes(
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A name that `genbook recipes` lists.")],
-    smoke: Annotated[bool, typer.Option("--smoke", help="The same code on toy data, for seconds; kept as RECIPE+smoke.")] = False,
+    smoke: Annotated[
+        bool,
+        typer.Option(
+            "--smoke", help="The same code on toy data, for seconds; kept as RECIPE+smoke."
+        ),
+    ] = False,
     settings: Annotated[
         Optional[list[str]],
-        typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe; may be given several times."),
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Change a field of the recipe; may be given several times.",
+        ),
     ] = None,
     data_root: _DATA_ROOT = None,
-    out: Annotated[Optional[Path], typer.Option(help="Folder of the run; else runs/NAME, where NAME tells what was changed.")] = None,
-    device: Annotated[Optional[str], typer.Option(help="cpu, cuda or mps; else the best there is.")] = None,
-    precision: Annotated[Optional[str], typer.Option(help="fp32 or bf16; else as the recipe says.")] = None,
-    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the last checkpoint, or start anew.")] = True,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(help="Folder of the run; else runs/NAME, where NAME tells what was changed."),
+    ] = None,
+    device: Annotated[
+        Optional[str], typer.Option(help="cpu, cuda or mps; else the best there is.")
+    ] = None,
+    precision: Annotated[
+        Optional[str], typer.Option(help="fp32 or bf16; else as the recipe says.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume/--no-resume", help="Go on from the last checkpoint, or start anew."),
+    ] = True,
 ) -> None:
     """Train a recipe and write its record.
 
@@ -263,14 +319,20 @@ def train(
     kind, chosen = find_recipe(recipe)
     if smoke:
         chosen = dataclasses.replace(chosen.smoke(), name=f"{chosen.name}+smoke")
-    chosen = override(chosen, [*(settings or []), *([f"precision={precision}"] if precision else [])])
+    chosen = override(
+        chosen, [*(settings or []), *([f"precision={precision}"] if precision else [])]
+    )
     out = out or runs.runs_root() / chosen.name
     if (out / "run.json").is_file():
         record = runs.Run(out).record
         if record["name"] != chosen.name:
-            raise ValueError(f"{out} holds the record of {record['name']}, not of {chosen.name}; choose another --out")
+            raise ValueError(
+                f"{out} holds the record of {record['name']}, not of {chosen.name}; choose another --out"
+            )
         if resume and not (out / "checkpoint.pt").exists():
-            print(f"{out} holds this run, finished. To train it anew: --no-resume; elsewhere: --out FOLDER")
+            print(
+                f"{out} holds this run, finished. To train it anew: --no-resume; elsewhere: --out FOLDER"
+            )
             for change in _changes(record["recipe"], chosen):
                 tell(f"the recipe has changed since: {change}", "yellow")
             return
@@ -288,7 +350,11 @@ def train(
 def _changes(recorded: dict, recipe: Any) -> list[str]:
     """How a recipe differs from the one that a record keeps."""
     now = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    return [f"{key} was {recorded.get(key)!r}, is {now[key]!r}" for key in now if now[key] != recorded.get(key)]
+    return [
+        f"{key} was {recorded.get(key)!r}, is {now[key]!r}"
+        for key in now
+        if now[key] != recorded.get(key)
+    ]
 
 
 def _command() -> str:
@@ -335,7 +401,11 @@ def evaluate(
         if sys.stderr.isatty():
             tell(f"{each.name} ...", "dim")
         try:
-            metrics, kind, seen = each.record["metrics"], each.record["recipe"]["family"], each.record["data"]
+            metrics, kind, seen = (
+                each.record["metrics"],
+                each.record["recipe"]["family"],
+                each.record["data"],
+            )
             other = _other_images(seen, {metric["split"] for metric in metrics.values()}, data_root)
             again = family(look_up(kind, FAMILIES, "family")).evaluate(each, data_root)
         except data.DataError as error:
@@ -343,7 +413,9 @@ def evaluate(
             again, other = None, set()
         except (ValueError, KeyError, OSError) as error:
             failed = True
-            tell(f"{each.name}: not a record that can be evaluated: {type(error).__name__}: {error}")
+            tell(
+                f"{each.name}: not a record that can be evaluated: {type(error).__name__}: {error}"
+            )
             continue
         for key, metric in metrics.items():
             value = again[key]["value"] if again is not None and key in again else None
@@ -368,23 +440,37 @@ def _other_images(recorded: dict, splits: set[str], data_root: Path | None) -> s
     """The splits whose images at hand are not those of the record."""
     from genbook import data
 
-    known = {split: recorded["splits"][split]["sha256"] for split in splits if split in recorded["splits"]}
-    return {split for split, sha256 in known.items() if data.digest(recorded["name"], split, data_root) != sha256}
+    known = {
+        split: recorded["splits"][split]["sha256"]
+        for split in splits
+        if split in recorded["splits"]
+    }
+    return {
+        split
+        for split, sha256 in known.items()
+        if data.digest(recorded["name"], split, data_root) != sha256
+    }
 
 
 @app.command()
 def sample(
     run: Annotated[str, _RUN],
     n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random numbers: another seed, other images.")] = 0,
-    out: Annotated[Optional[Path], typer.Option(help="The PNG to write; else RUN-samples.png here.")] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the random numbers: another seed, other images.")
+    ] = 0,
+    out: Annotated[
+        Optional[Path], typer.Option(help="The PNG to write; else RUN-samples.png here.")
+    ] = None,
 ) -> None:
     """Draw images from a recorded model into a PNG, side by side."""
     from genbook import runs
     from genbook.viz import to_png
 
     chosen = runs.Run.open(run)
-    images = family(look_up(chosen.record["recipe"]["family"], FAMILIES, "family")).sample(chosen, n, seed)
+    images = family(look_up(chosen.record["recipe"]["family"], FAMILIES, "family")).sample(
+        chosen, n, seed
+    )
     out = out or Path(f"{chosen.name}-samples.png")
     runs.write_atomic(out, to_png(images, ncols=round(n**0.5)))
     print(f"{n} samples of {chosen.name} in {out}")
@@ -401,7 +487,10 @@ def records(
     """
     from genbook import runs
 
-    fields = {kind: [field.name for field in dataclasses.fields(recipe)] for kind, recipe in all_recipes().values()}
+    fields = {
+        kind: [field.name for field in dataclasses.fields(recipe)]
+        for kind, recipe in all_recipes().values()
+    }
     root = runs.runs_root()
     problems = runs.validate_all(root, fields)
     for name in problems:  # a run that is being trained, or was interrupted, is no record yet
@@ -409,7 +498,14 @@ def records(
             problems[name] = []
     rows = []
     for name in filter(None, problems):
-        row = {"run": name, "state": None, "family": None, "minutes": None, "epochs": None, "figures": None}
+        row = {
+            "run": name,
+            "state": None,
+            "family": None,
+            "minutes": None,
+            "epochs": None,
+            "figures": None,
+        }
         if not (root / name / "run.json").exists():
             row["state"] = "incomplete" if problems[name] else "unfinished"
         elif not problems[name]:
@@ -437,7 +533,9 @@ def records(
 
 @app.command()
 def equations(
-    nbs: Annotated[Optional[Path], typer.Option(help="Folder of the notebooks; else that of the book at hand.")] = None,
+    nbs: Annotated[
+        Optional[Path], typer.Option(help="Folder of the notebooks; else that of the book at hand.")
+    ] = None,
     as_json: _JSON = False,
 ) -> None:
     """List the numbered equations and what checks them.
@@ -448,7 +546,9 @@ def equations(
 
     folder = nbs or book.book_root() / "nbs"
     if not book.chapters(folder):
-        raise ValueError(f"no notebooks in {folder}; name the book's folder of notebooks with --nbs")
+        raise ValueError(
+            f"no notebooks in {folder}; name the book's folder of notebooks with --nbs"
+        )
     try:
         found = book.coverage(folder)
     except ValueError as error:
@@ -463,7 +563,9 @@ def equations(
         as_json, "Equations",
     )  # fmt: skip
     if bare := [e.label for e in found if not e.covered]:
-        tell(f"{len(bare)} of {len(found)} equations are neither checked nor definitions: {', '.join(bare)}")
+        tell(
+            f"{len(bare)} of {len(found)} equations are neither checked nor definitions: {', '.join(bare)}"
+        )
         raise typer.Exit(1)
 
 # %% ../nbs/cli.ipynb #a98351d7
@@ -480,7 +582,11 @@ def data_list(
 
     rows = []
     for name, dataset in data.DATASETS.items():
-        copies = {} if dataset.embedded else {part: data.find(name, part, data_root) for part in dataset.published}
+        copies = (
+            {}
+            if dataset.embedded
+            else {part: data.find(name, part, data_root) for part in dataset.published}
+        )
         missing = [part for part, copy in copies.items() if copy is None]
         places = dict.fromkeys(f"{copy.root} ({copy.layout})" for copy in copies.values() if copy)
         rows.append({
@@ -504,7 +610,11 @@ def data_fetch(
     from genbook import data
 
     where = data.fetch(look_up(name, data.DATASETS, "data set"), data_root)
-    print(f"{name} is drawn by the package: there is nothing to fetch" if where is None else f"{name} is in {where}")
+    print(
+        f"{name} is drawn by the package: there is nothing to fetch"
+        if where is None
+        else f"{name} is in {where}"
+    )
 
 
 @data_app.command("check")
@@ -556,13 +666,18 @@ def main(
         if "Usage:" in message:  # a command without its subcommand: its help
             print(message)
         else:
-            tell(f"error: {message} See: {error.ctx.command_path if error.ctx else 'genbook'} --help")
+            tell(
+                f"error: {message} See: {error.ctx.command_path if error.ctx else 'genbook'} --help"
+            )
         return 2
     except (KeyboardInterrupt, typer.Abort):
         tell("interrupted", "yellow")
         return 130
     except Exception as error:
-        if not isinstance(error, (ValueError, OSError, FloatingPointError)) and type(error).__name__ != "DataError":
+        if (
+            not isinstance(error, (ValueError, OSError, FloatingPointError))
+            and type(error).__name__ != "DataError"
+        ):
             raise
         tell(f"error: {' '.join(str(error).split())}")
         return 2

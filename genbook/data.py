@@ -57,7 +57,9 @@ class DataSet:
     held_out: int  # this many images at the end of the published training part make "valid"
     licence: str
     source: str
-    digests: dict[str, str] = field(default_factory=dict)  # SHA-256 of each published part, decoded, where known
+    digests: dict[str, str] = field(
+        default_factory=dict
+    )  # SHA-256 of each published part, decoded, where known
     embedded: bool = False  # drawn by this package: no files, no download
 
     @property
@@ -65,7 +67,12 @@ class DataSet:
         """Number of images in each split that `load` knows, in the published sizes."""
         train = self.published["train"] - self.held_out
         valid = self.published.get("valid", self.held_out)
-        return {"train": train, "valid": valid, "test": self.published["test"], "train+valid": train + valid}
+        return {
+            "train": train,
+            "valid": valid,
+            "test": self.published["test"],
+            "train+valid": train + valid,
+        }
 
 
 DATASETS: dict[str, DataSet] = {
@@ -187,7 +194,9 @@ def _mend(name: str, root: Path) -> str:
     return command if root == cache_root() else f"{command} --data-root {root}"
 
 
-_MNIST_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+_MNIST_FILES = tuple(
+    f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+)
 _CIFAR_FILES = tuple(f"data_batch_{i}" for i in range(1, 6)) + ("test_batch", "batches.meta")
 
 
@@ -207,13 +216,19 @@ def _layouts(name: str, part: str, root: Path) -> Iterator[tuple[str, tuple[Path
         elif name == "svhn":
             yield "torchvision", (folder / f"{part}_32x32.mat",)
         elif name == "cifar10":
-            yield "torchvision", tuple(folder / "cifar-10-batches-py" / file for file in _CIFAR_FILES)
+            yield (
+                "torchvision",
+                tuple(folder / "cifar-10-batches-py" / file for file in _CIFAR_FILES),
+            )
     hub_folder = {"mnist": "mnist", "svhn": "cropped_digits", "cifar10": "plain_text"}[name]
     for folder in (root / name, root / name / "data", root / name / hub_folder):
         shards = sorted(folder.glob(f"{part}-?????-of-?????.parquet"))
         if shards:
             count = int(shards[0].stem[-5:])
-            yield "parquet", tuple(folder / f"{part}-{i:05d}-of-{count:05d}.parquet" for i in range(count))
+            yield (
+                "parquet",
+                tuple(folder / f"{part}-{i:05d}-of-{count:05d}.parquet" for i in range(count)),
+            )
 
 
 def find(name: str, part: str = "train", root: str | Path | None = None) -> Copy | None:
@@ -229,10 +244,14 @@ def find(name: str, part: str = "train", root: str | Path | None = None) -> Copy
         ValueError: no such data set, or no such part of it.
     """
     if part not in _dataset(name).published:
-        raise ValueError(f"part={part!r} is no published part of {name}; there are {', '.join(_dataset(name).published)}")
+        raise ValueError(
+            f"part={part!r} is no published part of {name}; there are {', '.join(_dataset(name).published)}"
+        )
     if DATASETS[name].embedded:
         return None
-    return next((copy for place in data_roots(root) if (copy := _find_under(name, part, place))), None)
+    return next(
+        (copy for place in data_roots(root) if (copy := _find_under(name, part, place))), None
+    )
 
 
 def _find_under(name: str, part: str, place: Path) -> Copy | None:
@@ -259,9 +278,13 @@ def parse_amat(text: bytes, width: int = 784) -> UInt8[np.ndarray, "n width"]:
         where = int(strange.argmax())
         raise ValueError(f"byte {where} is {chr(data[where])!r} where 0 or 1 is expected")
     if (is_digit[1:] & is_digit[:-1]).any():
-        raise ValueError(f"byte {int((is_digit[1:] & is_digit[:-1]).argmax()) + 1} stands where a blank is expected")
+        raise ValueError(
+            f"byte {int((is_digit[1:] & is_digit[:-1]).argmax()) + 1} stands where a blank is expected"
+        )
     line_ends = np.append(np.flatnonzero(data == ord("\n")), len(data))
-    seen = np.concatenate([[0], np.cumsum(is_digit)])[line_ends]  # digits up to the end of each line
+    seen = np.concatenate([[0], np.cumsum(is_digit)])[
+        line_ends
+    ]  # digits up to the end of each line
     lengths = np.diff(seen, prepend=0)
     wrong = (lengths != width) & (lengths != 0)
     if wrong.any():
@@ -289,7 +312,9 @@ def import_torchvision() -> ModuleType:
             raise
         _operators = torch.library.Library("torchvision", "DEF")
         for operator in ("nms", "qnms"):
-            _operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            _operators.define(
+                f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            )
         import torchvision
     return torchvision
 
@@ -321,21 +346,34 @@ def _read_torchvision(copy: Copy) -> Arrays:
 
     folder = copy.files[0].parent
     if copy.name == "mnist":
-        count, pixels = DATASETS["mnist"].published[copy.part], int(np.prod(DATASETS["mnist"].shape))
+        count, pixels = (
+            DATASETS["mnist"].published[copy.part],
+            int(np.prod(DATASETS["mnist"].shape)),
+        )
         images, labels = copy.files[:2] if copy.part == "train" else copy.files[2:]
-        for path, size in ((images, 16 + count * pixels), (labels, 8 + count)):  # a header, then a byte each
+        for path, size in (
+            (images, 16 + count * pixels),
+            (labels, 8 + count),
+        ):  # a header, then a byte each
             if path.stat().st_size != size:
-                raise copy.broken(path, f"{path.stat().st_size:,} bytes long, not {size:,}: truncated or another file")
+                raise copy.broken(
+                    path,
+                    f"{path.stat().st_size:,} bytes long, not {size:,}: truncated or another file",
+                )
         source = datasets.MNIST(folder.parent.parent, train=copy.part == "train", download=False)
         return source.data.numpy()[:, None], source.targets.numpy()
     if copy.name == "svhn":
         sums = {datasets.SVHN.split_list[copy.part][1]: datasets.SVHN.split_list[copy.part][2]}
     else:
         cifar = datasets.CIFAR10
-        sums = dict(cifar.train_list + cifar.test_list + [[cifar.meta["filename"], cifar.meta["md5"]]])
+        sums = dict(
+            cifar.train_list + cifar.test_list + [[cifar.meta["filename"], cifar.meta["md5"]]]
+        )
     for path in copy.files:
         if not check_integrity(path, sums[path.name]):
-            raise copy.broken(path, f"its MD5 sum is not the published {sums[path.name]}: truncated or corrupt")
+            raise copy.broken(
+                path, f"its MD5 sum is not the published {sums[path.name]}: truncated or corrupt"
+            )
     if copy.name == "svhn":
         source = datasets.SVHN(folder, split=copy.part, download=False)
         return source.data, source.labels
@@ -366,11 +404,17 @@ def _read_parquet(copy: Copy) -> Arrays:
         block = np.empty((len(encoded), height, width, channels), dtype=np.uint8)
         for row, image in enumerate(encoded):
             try:
-                pixels = np.asarray(Image.open(io.BytesIO(image.as_py()), formats=_FORMATS).convert("RGB" if channels == 3 else "L"))
+                pixels = np.asarray(
+                    Image.open(io.BytesIO(image.as_py()), formats=_FORMATS).convert(
+                        "RGB" if channels == 3 else "L"
+                    )
+                )
             except Exception as error:
                 raise copy.broken(path, f"row {row} holds no readable image ({error})") from error
             if pixels.shape[:2] != (height, width):
-                raise copy.broken(path, f"row {row} is {pixels.shape[0]}x{pixels.shape[1]}, not {height}x{width}")
+                raise copy.broken(
+                    path, f"row {row} is {pixels.shape[0]}x{pixels.shape[1]}, not {height}x{width}"
+                )
             block[row] = pixels.reshape(height, width, channels)
         images.append(block.transpose(0, 3, 1, 2))
     return np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels)
@@ -402,7 +446,9 @@ def _read(copy: Copy) -> Arrays:
     for path in copy.files:
         if not path.is_file():
             raise copy.broken(path, "missing, though other files of the set are there")
-    where = copy.files[2 if copy.name == "mnist" and copy.layout == "torchvision" and copy.part == "test" else 0]
+    where = copy.files[
+        2 if copy.name == "mnist" and copy.layout == "torchvision" and copy.part == "test" else 0
+    ]
     try:
         images, labels = _READERS[copy.layout](copy)
     except DataError:
@@ -411,14 +457,22 @@ def _read(copy: Copy) -> Arrays:
         raise copy.broken(where, f"cannot be read ({type(error).__name__}: {error})") from error
     expected = dataset.published[copy.part]
     if images.dtype != np.uint8 or images.shape[1:] != dataset.shape:
-        raise copy.broken(where, f"holds {images.dtype} {images.shape[1:]}, not uint8 {dataset.shape}")
+        raise copy.broken(
+            where, f"holds {images.dtype} {images.shape[1:]}, not uint8 {dataset.shape}"
+        )
     # A test part may be the beginning of the published one: figures measured on it say so. A training part may not,
     # since "valid" is cut from its end.
-    if len(images) > expected or not len(images) or (len(images) < expected and copy.part != "test"):
+    if (
+        len(images) > expected
+        or not len(images)
+        or (len(images) < expected and copy.part != "test")
+    ):
         raise copy.broken(where, f"holds {len(images)} images, not {expected}")
     if labels is not None:
         if len(labels) != len(images) or labels.min() < 0 or labels.max() >= dataset.classes:
-            raise copy.broken(where, f"its labels are not {len(images)} numbers from 0 to {dataset.classes - 1}")
+            raise copy.broken(
+                where, f"its labels are not {len(images)} numbers from 0 to {dataset.classes - 1}"
+            )
         labels = labels.astype(np.int64)
     if copy.part in dataset.digests and _sha256(images, labels) != dataset.digests[copy.part]:
         raise copy.broken(where, "its content is not the published one (SHA-256 differs)")
@@ -457,12 +511,18 @@ def _decoded(copy: Copy) -> Arrays:
     except (OSError, SafetensorError, KeyError, TypeError):
         pass
     images, labels = _read(copy)
-    arrays = {"images": np.ascontiguousarray(images)} | ({} if labels is None else {"labels": labels})
+    arrays = {"images": np.ascontiguousarray(images)} | (
+        {} if labels is None else {"labels": labels}
+    )
     try:
         with replacing(path) as temporary:
-            save_file(arrays, temporary, metadata={"source": state, "sha256": _sha256(images, labels)})
+            save_file(
+                arrays, temporary, metadata={"source": state, "sha256": _sha256(images, labels)}
+            )
     except OSError as error:
-        warnings.warn(f"{path}: the decoded copy of {copy.name} could not be kept ({error})", stacklevel=3)
+        warnings.warn(
+            f"{path}: the decoded copy of {copy.name} could not be kept ({error})", stacklevel=3
+        )
     return images, labels
 
 # %% ../nbs/data.ipynb #eb7bb218
@@ -474,7 +534,9 @@ def _part(name: str, part: str, root: str | Path | None, download: bool) -> Arra
         copy = find(name, part, root)
     if copy is None:
         places = ", ".join(map(str, data_roots(root)))
-        raise DataError(f"{name}: no files of its {part} part under {places}. To get them: genbook data fetch {name}")
+        raise DataError(
+            f"{name}: no files of its {part} part under {places}. To get them: genbook data fetch {name}"
+        )
     return _decoded(copy)
 
 
@@ -500,10 +562,16 @@ def load(
     """
     dataset = _dataset(name)
     if split not in dataset.sizes:
-        raise ValueError(f"split={split!r} is no split of {name}; there are {', '.join(dataset.sizes)}")
+        raise ValueError(
+            f"split={split!r} is no split of {name}; there are {', '.join(dataset.sizes)}"
+        )
     if dataset.embedded:
         return _toy_split(name, split)
-    parts = split.split("+") if "valid" in dataset.published else ["test" if split == "test" else "train"]
+    parts = (
+        split.split("+")
+        if "valid" in dataset.published
+        else ["test" if split == "test" else "train"]
+    )
     pieces = [_part(name, part, root, download) for part in parts]
     images = np.concatenate([piece[0] for piece in pieces]) if len(pieces) > 1 else pieces[0][0]
     labels = None if dataset.classes is None else np.concatenate([piece[1] for piece in pieces])
@@ -606,7 +674,9 @@ def fetch(name: str, root: str | Path | None = None) -> Path | None:
         return root
     try:
         root.mkdir(parents=True, exist_ok=True)
-        for left in root.glob(".fetch-*"):  # of a download that was killed, if it is older than a day
+        for left in root.glob(
+            ".fetch-*"
+        ):  # of a download that was killed, if it is older than a day
             if time.time() - left.stat().st_mtime > 86_400:
                 shutil.rmtree(left, ignore_errors=True)
         scratch = tempfile.TemporaryDirectory(prefix=".fetch-", dir=root)
@@ -668,9 +738,15 @@ def _notes(copy: Copy, count: int) -> list[str]:
         import pyarrow.parquet as pq
 
         first = next(pq.ParquetFile(copy.files[0]).iter_batches(batch_size=1))
-        encoded = first.column(0 if first.schema.names[0] in ("image", "img") else 1).field("bytes")[0].as_py()
+        encoded = (
+            first.column(0 if first.schema.names[0] in ("image", "img") else 1)
+            .field("bytes")[0]
+            .as_py()
+        )
         if encoded[:3] == b"\xff\xd8\xff":
-            notes.append(f"{copy.part}: a JPEG re-encoding, labels as published, pixels not exactly so")
+            notes.append(
+                f"{copy.part}: a JPEG re-encoding, labels as published, pixels not exactly so"
+            )
     return notes
 
 
@@ -690,7 +766,14 @@ def check(name: str, root: str | Path | None = None) -> dict:
     dataset = _dataset(name)
     report = {"name": name, "ok": True, "parts": {}, "notes": [], "problems": []}
     for part, published in dataset.published.items():
-        row = {"found": None, "layout": None, "size": 0, "published": published, "sha256": None, "verdict": "missing"}
+        row = {
+            "found": None,
+            "layout": None,
+            "size": 0,
+            "published": published,
+            "sha256": None,
+            "verdict": "missing",
+        }
         report["parts"][part] = row
         try:
             if dataset.embedded:
@@ -699,7 +782,9 @@ def check(name: str, root: str | Path | None = None) -> dict:
             else:
                 copy = find(name, part, root)
                 if copy is None:
-                    raise DataError(f"{name}: no {part} part found. To get it: genbook data fetch {name}")
+                    raise DataError(
+                        f"{name}: no {part} part found. To get it: genbook data fetch {name}"
+                    )
                 row |= {"found": str(copy.files[0]), "layout": copy.layout, "verdict": "damaged"}
                 images, labels = _read(copy)
                 report["notes"] += _notes(copy, len(images))
@@ -741,12 +826,28 @@ _HEIGHT = 40  # height of a digit in it
 
 # Fonts whose strokes, thinned to a line, look like a hand's; and fonts that look like house numbers.
 _HAND_FONTS = (
-    "DejaVuSans", "DejaVuSans-Oblique", "DejaVuSansMono-Oblique", "cmtt10", "cmss10", "STIXGeneral",
-    "STIXGeneralItalic", "cmti10",
+    "DejaVuSans",
+    "DejaVuSans-Oblique",
+    "DejaVuSansMono-Oblique",
+    "cmtt10",
+    "cmss10",
+    "STIXGeneral",
+    "STIXGeneralItalic",
+    "cmti10",
 )
 _SIGN_FONTS = (
-    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSansMono",
-    "DejaVuSansMono-Bold", "STIXGeneral", "STIXGeneralBol", "cmb10", "cmss10", "cmr10",
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-BoldOblique",
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "DejaVuSansMono",
+    "DejaVuSansMono-Bold",
+    "STIXGeneral",
+    "STIXGeneralBol",
+    "cmb10",
+    "cmss10",
+    "cmr10",
 )
 
 
@@ -761,7 +862,9 @@ def _glyphs(fonts: tuple[str, ...], bars: tuple[str, ...] = ()) -> np.ndarray:
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     glyphs = np.zeros((len(fonts), 10, _GLYPH, _GLYPH), dtype=bool)
     for i, font_name in enumerate(fonts):
-        font = ImageFont.truetype(folder / f"{font_name}.ttf", 200, layout_engine=ImageFont.Layout.BASIC)
+        font = ImageFont.truetype(
+            folder / f"{font_name}.ttf", 200, layout_engine=ImageFont.Layout.BASIC
+        )
         for digit in range(10):
             character = "l" if digit == 1 and font_name in bars else str(digit)
             large = Image.new("L", (400, 400))
@@ -804,7 +907,9 @@ def _stroke_fields() -> np.ndarray:
     """Distance, in cells, from the thinned strokes of the hand-like fonts: `(fonts * 10, 64, 64)` float32."""
     from scipy.ndimage import distance_transform_edt
 
-    lines = _thin(_glyphs(_HAND_FONTS, bars=_HAND_FONTS[:2] + _HAND_FONTS[4:5])).reshape(-1, _GLYPH, _GLYPH)
+    lines = _thin(_glyphs(_HAND_FONTS, bars=_HAND_FONTS[:2] + _HAND_FONTS[4:5])).reshape(
+        -1, _GLYPH, _GLYPH
+    )
     return np.stack([distance_transform_edt(~line) for line in lines]).astype(np.float32)
 
 
@@ -814,10 +919,14 @@ def _outline_fields() -> np.ndarray:
     from scipy.ndimage import distance_transform_edt
 
     filled = _glyphs(_SIGN_FONTS).reshape(-1, _GLYPH, _GLYPH)
-    return np.stack([distance_transform_edt(~f) - distance_transform_edt(f) for f in filled]).astype(np.float32)
+    return np.stack(
+        [distance_transform_edt(~f) - distance_transform_edt(f) for f in filled]
+    ).astype(np.float32)
 
 # %% ../nbs/data.ipynb #1edcc3fe
-def _sample_field(fields: np.ndarray, which: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+def _sample_field(
+    fields: np.ndarray, which: np.ndarray, y: np.ndarray, x: np.ndarray
+) -> np.ndarray:
     """Bilinear values of a field for each image at real coordinates; beyond the edge the distance keeps growing.
 
     Args:
@@ -907,7 +1016,9 @@ def _draw_strokes(fields: np.ndarray, which: np.ndarray, u: np.ndarray) -> np.nd
     cell_y = middle + cells_y * turned_y
     cell_x = middle + cells_x * (turned_x + slant * turned_y)
     distance = _sample_field(fields, which, cell_y, cell_x) / ((cells_y + cells_x) / 2)  # in pixels
-    pen = _between(u[:, 16] * (0.35 + 0.65 * u[:, 17]), 0.7, 2.0) + 0.25 * _wave(x / 13 + y / 17 + phase[0])  # half its width
+    pen = _between(u[:, 16] * (0.35 + 0.65 * u[:, 17]), 0.7, 2.0) + 0.25 * _wave(
+        x / 13 + y / 17 + phase[0]
+    )  # half its width
     ink = np.clip(pen + 0.5 - distance, 0, 1)
     return (ink * 255 + 0.5).astype(np.uint8)
 
@@ -989,7 +1100,12 @@ def _draw_signs(digits: np.ndarray, u: np.ndarray, noise: np.ndarray) -> np.ndar
     distance = np.full((n, 32, 32), np.float32(1e3))
     for place in (-1, 0, 1):
         shown = digits if place == 0 else (u[:, 11 + place] * 10).astype(np.int64)
-        near = _sample_field(fields, font * 10 + shown, middle + cells * turned_y, middle + cells * turned_x - place * gap)
+        near = _sample_field(
+            fields,
+            font * 10 + shown,
+            middle + cells * turned_y,
+            middle + cells * turned_x - place * gap,
+        )
         if place:
             near = np.where(_between(u[:, 14 + place], 0, 1) < 0.62, near, np.float32(1e3))
         distance = np.minimum(distance, near)
@@ -1019,7 +1135,9 @@ def _draw_signs(digits: np.ndarray, u: np.ndarray, noise: np.ndarray) -> np.ndar
     light = 1 + _between(u[:, 36], -0.25, 0.25) * x / 16 + _between(u[:, 37], -0.25, 0.25) * y / 16
     picture = picture * light[:, None]
     for k in (38, 39, 40, 41, 42, 43):  # from sharp to out of focus, the same way in all passes
-        picture = _blur(picture, _between(u[:, 38] * 0.7 + u[:, k] * 0.3, -0.15, 0.6).clip(0)[:, None])
+        picture = _blur(
+            picture, _between(u[:, 38] * 0.7 + u[:, k] * 0.3, -0.15, 0.6).clip(0)[:, None]
+        )
     picture = picture + noise * _between(u[:, 44] ** 2, 0.01, 0.06)[:, None]
     return (np.clip(picture, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8)
 
@@ -1037,4 +1155,6 @@ def _drawn(name: str, split: str) -> Split:
 def _toy_split(name: str, split: str) -> Split:
     """A split of a toy set, in memory of its own."""
     pieces = [_drawn(name, part) for part in split.split("+")]
-    return Split(torch.cat([piece.images for piece in pieces]), torch.cat([piece.labels for piece in pieces]))
+    return Split(
+        torch.cat([piece.images for piece in pieces]), torch.cat([piece.labels for piece in pieces])
+    )

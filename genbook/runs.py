@@ -131,12 +131,8 @@ def save_weights(
     stored = {}
     for name, tensor in state.items():
         tensor = tensor.detach().cpu()
-        kept = (
-            tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-        )
-        if tensor.is_floating_point() and not torch.equal(
-            kept.isfinite(), tensor.isfinite()
-        ):
+        kept = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        if tensor.is_floating_point() and not torch.equal(kept.isfinite(), tensor.isfinite()):
             raise ValueError(
                 f"the weights in {name!r} do not fit {dtype}: "
                 f"the largest is {tensor.abs().max():.3g}"
@@ -180,9 +176,7 @@ def describe_weights(
         tensors = [entry for name, entry in header.items() if name != "__metadata__"]
         end = max((entry["data_offsets"][1] for entry in tensors), default=0)
         if 8 + length + end != len(content):
-            raise ValueError(
-                f"{len(content)} bytes where the header promises {8 + length + end}"
-            )
+            raise ValueError(f"{len(content)} bytes where the header promises {8 + length + end}")
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     floats = [entry for entry in tensors if entry["dtype"].startswith(("F", "BF"))]
@@ -207,10 +201,7 @@ def _columns(path: Path) -> dict[str, list[float]]:
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     names = list(rows[0]) if rows else []
-    return {
-        name: [float(row[name]) if row[name] else math.nan for row in rows]
-        for name in names
-    }
+    return {name: [float(row[name]) if row[name] else math.nan for row in rows] for name in names}
 
 # %% ../nbs/runs.ipynb #61647556
 class Run:
@@ -278,9 +269,7 @@ class Run:
 
         if not (self.path / f"{name}.csv").is_file():
             names = sorted(path.stem for path in self.path.glob("*.csv"))
-            raise ValueError(
-                f"run {self.name!r} has no table {name!r}; it has: {', '.join(names)}"
-            )
+            raise ValueError(f"run {self.name!r} has no table {name!r}; it has: {', '.join(names)}")
         columns = _columns(self.path / f"{name}.csv")
         return {key: torch.tensor(values) for key, values in columns.items()}
 
@@ -318,11 +307,7 @@ class Run:
         metrics = self.record["metrics"]
         if key not in metrics:
             nearest = difflib.get_close_matches(key, metrics, n=1, cutoff=0.4)
-            hint = (
-                f"did you mean {nearest[0]!r}?"
-                if nearest
-                else f"it has: {', '.join(metrics)}"
-            )
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has: {', '.join(metrics)}"
             raise ValueError(f"run {self.name!r} has no metric {key!r}; {hint}")
         return metrics[key]["value"]
 
@@ -450,35 +435,21 @@ INNER_KEYS = {
 
 
 def _is_number(value: object) -> bool:
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    )
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _metric_problems(where: str, metric: object) -> list[str]:
     if not isinstance(metric, Mapping):
         return [f"{where} is not a table of {', '.join(METRIC_KEYS)}"]
-    problems = [
-        f"{where} lacks {name!r}" for name in METRIC_KEYS if name not in metric
-    ]
+    problems = [f"{where} lacks {name!r}" for name in METRIC_KEYS if name not in metric]
     if "value" in metric and not _is_number(metric["value"]):
         problems.append(f"{where}.value is {metric['value']}, not a finite number")
-    if metric.get("se") is not None and not (
-        _is_number(metric["se"]) and metric["se"] >= 0
-    ):
-        problems.append(
-            f"{where}.se is {metric['se']}, neither null nor a finite number >= 0"
-        )
+    if metric.get("se") is not None and not (_is_number(metric["se"]) and metric["se"] >= 0):
+        problems.append(f"{where}.se is {metric['se']}, neither null nor a finite number >= 0")
     if "n" in metric and not (isinstance(metric["n"], int) and metric["n"] > 0):
         problems.append(f"{where}.n is {metric['n']}, not a count above 0")
-    if "tolerance" in metric and not (
-        _is_number(metric["tolerance"]) and metric["tolerance"] >= 0
-    ):
-        problems.append(
-            f"{where}.tolerance is {metric['tolerance']}, not a finite number >= 0"
-        )
+    if "tolerance" in metric and not (_is_number(metric["tolerance"]) and metric["tolerance"] >= 0):
+        problems.append(f"{where}.tolerance is {metric['tolerance']}, not a finite number >= 0")
     for name in ("split", "unit"):
         if name in metric and not (isinstance(metric[name], str) and metric[name]):
             problems.append(f"{where}.{name} is {metric[name]!r}, not a word")
@@ -498,11 +469,7 @@ def _non_finite(value: object, where: str) -> list[str]:
             for i, inner in enumerate(value)
             for problem in _non_finite(inner, f"{where}[{i}]")
         ]
-    return (
-        [f"{where} is {value}"]
-        if isinstance(value, float) and not math.isfinite(value)
-        else []
-    )
+    return [f"{where} is {value}"] if isinstance(value, float) and not math.isfinite(value) else []
 
 # %% ../nbs/runs.ipynb #d975f565
 #| code-fold: true
@@ -517,9 +484,7 @@ def _record_problems(run: Run, fields: Mapping[str, Collection[str]] | None) -> 
         return ["run.json is not a table"]
     problems = [f"run.json lacks {key!r}" for key in RECORD_KEYS if key not in record]
     for key, kind in RECORD_KEYS.items():
-        if key in record and (
-            not isinstance(record[key], kind) or isinstance(record[key], bool)
-        ):
+        if key in record and (not isinstance(record[key], kind) or isinstance(record[key], bool)):
             problems.append(f"{key} is a {type(record[key]).__name__}, which it may not be")
         elif isinstance(record.get(key), dict):
             problems += [
@@ -548,8 +513,7 @@ def _record_problems(run: Run, fields: Mapping[str, Collection[str]] | None) -> 
     if fields is not None and isinstance(recipe, dict) and "family" in recipe:
         if recipe["family"] not in fields:
             problems.append(
-                f"recipe.family is {recipe['family']!r}, "
-                f"not one of {', '.join(sorted(fields))}"
+                f"recipe.family is {recipe['family']!r}, not one of {', '.join(sorted(fields))}"
             )
         else:
             known = {"family", *fields[recipe["family"]]}
@@ -576,8 +540,7 @@ def _metrics_problems(run: Run) -> list[str]:
     for line, row in enumerate(rows, start=2):
         if len(row) != len(header):
             problems.append(
-                f"metrics.csv line {line} has {len(row)} fields "
-                f"where the header has {len(header)}"
+                f"metrics.csv line {line} has {len(row)} fields where the header has {len(header)}"
             )
             continue
         for column, field in zip(header, row, strict=True):
@@ -673,15 +636,11 @@ def validate_all(
     )
     problems = {folder.name: validate(folder, fields) for folder in folders}
     total = sum(
-        path.stat().st_size
-        for folder in folders
-        for path in folder.rglob("*")
-        if path.is_file()
+        path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file()
     )
     if total > TOTAL_LIMIT:
         problems[""] = [
-            f"all runs together have {total / 1e6:.1f} MB; "
-            f"the limit is {TOTAL_LIMIT / 1e6:.0f} MB"
+            f"all runs together have {total / 1e6:.1f} MB; the limit is {TOTAL_LIMIT / 1e6:.0f} MB"
         ]
     return problems
 
@@ -793,9 +752,7 @@ def device_info(
         import torch
 
         return {"kind": kind, "name": torch.cuda.get_device_name(device)}
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else cores
     return {"kind": kind, "name": _processor(), "cores": cores, "threads": threads}
 

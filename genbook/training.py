@@ -176,9 +176,7 @@ def load_checkpoint(
     Raises ValueError where the file is not a checkpoint.
     """
     path = Path(path)
-    for left in path.parent.glob(
-        f".{path.name}.*.tmp"
-    ):  # by a process killed while it wrote
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process killed while it wrote
         left.unlink(missing_ok=True)
     if not path.exists():
         return None
@@ -193,13 +191,10 @@ def load_checkpoint(
         pickle.UnpicklingError,
     ) as error:
         raise ValueError(
-            f"{path} is not a readable checkpoint; "
-            "delete it or pass resume=False to start afresh"
+            f"{path} is not a readable checkpoint; delete it or pass resume=False to start afresh"
         ) from error
     if not isinstance(state, dict) or "fingerprint" not in state:
-        raise ValueError(
-            f"{path} is not a checkpoint of fit(); pass another path for checkpoint"
-        )
+        raise ValueError(f"{path} is not a checkpoint of fit(); pass another path for checkpoint")
     return state
 
 
@@ -281,9 +276,7 @@ class _Mover:
         """Note what was reported in row i of the epoch."""
         if not self.names:
             self.names = [f"{self.prefix}loss", *metrics]
-            self.trace = torch.full(
-                (self.steps, len(self.names)), math.nan, device=loss.device
-            )
+            self.trace = torch.full((self.steps, len(self.names)), math.nan, device=loss.device)
         self.trace[i] = torch.stack([loss, *metrics.values()]).detach()
 
     def reported(self, rows: slice, before: int) -> list[tuple[int, list[float]]]:
@@ -325,9 +318,7 @@ PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # our names and those of accelerate
 def _nearest(what: str, name: object, names: Mapping) -> ValueError:
     nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0)
     hint = f"did you mean {nearest[0]!r}?" if nearest else ""
-    return ValueError(
-        f"{what} is {name!r}; allowed are {', '.join(map(repr, names))}; {hint}"
-    )
+    return ValueError(f"{what} is {name!r}; allowed are {', '.join(map(repr, names))}; {hint}")
 
 
 def _told(optimizer: "str | Callable") -> str:
@@ -409,9 +400,7 @@ def _check_arguments(
             "and None for the best there is"
         )
     if device is not None and str(device) == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "device is 'cuda' but torch finds no CUDA device; pass device='cpu'"
-        )
+        raise ValueError("device is 'cuda' but torch finds no CUDA device; pass device='cpu'")
 
 
 def make_accelerator(
@@ -428,9 +417,7 @@ def make_accelerator(
     )  # else the first run's choice holds for all later ones
     if device is None:
         return Accelerator(mixed_precision=PRECISIONS[precision])
-    accelerator = Accelerator(
-        cpu=str(device) == "cpu", mixed_precision=PRECISIONS[precision]
-    )
+    accelerator = Accelerator(cpu=str(device) == "cpu", mixed_precision=PRECISIONS[precision])
     if accelerator.device.type != str(device):
         raise ValueError(
             f"device is {str(device)!r} but this process is on {accelerator.device.type!r}"
@@ -461,14 +448,12 @@ def fit(
     device: str | None = None,  # "cpu", "cuda", "mps"; the best there is where None
     channels_last: bool = False,  # in memory, of images and filters: faster convolutions
     evaluate: Callable | None = None,  # (model, epoch) -> dict: columns of the history
-    on_epoch: Callable
-    | None = None,  # (model, epoch), main process only: pictures and so on
+    on_epoch: Callable | None = None,  # (model, epoch), main process only: pictures and so on
     on_step: "tuple[Collection[int], Callable] | None" = None,  # steps, and (model, step)
     checkpoint: "str | Path | None" = None,  # the file that makes the run resumable
     checkpoint_seconds: float | None = None,  # also write it within an epoch when this old
     resume: bool = True,  # go on from the checkpoint where there is one
-    fingerprint: Mapping
-    | None = None,  # what else must agree to resume, such as the recipe
+    fingerprint: Mapping | None = None,  # what else must agree to resume, such as the recipe
     clip: float | None = None,  # largest norm of the gradient; None for no limit
     log: "str | Path | None" = None,  # a CSV of the history, rewritten after each epoch
     progress: bool = True,  # a bar on a terminal, else a line an epoch, on standard error
@@ -535,9 +520,7 @@ def fit(
     make = partial(make, lr=lr, weight_decay=weight_decay)
     movers = [_Mover(player, model, make, steps) for player in players]
     averaged = (
-        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema))
-        if ema is not None
-        else None
+        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema is not None else None
     )
     shown = averaged.module if averaged is not None else model  # what evaluation sees
 
@@ -649,11 +632,7 @@ def fit(
         votes = torch.tensor(flags, dtype=torch.float32, device=device)
         return tuple(vote > 0 for vote in accelerator.reduce(votes, "sum").tolist())
 
-    kept = (
-        f"the last checkpoint is kept in {checkpoint}"
-        if checkpoint
-        else "nothing was saved"
-    )
+    kept = f"the last checkpoint is kept in {checkpoint}" if checkpoint else "nothing was saved"
     save_after = math.inf if checkpoint_seconds is None else checkpoint_seconds
     model.train()
     bar = tqdm(

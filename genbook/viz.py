@@ -143,8 +143,7 @@ def tile(
         images = images[:, None]
     if images.ndim != 4 or images.shape[0] == 0 or images.shape[1] not in (1, 3):
         raise ValueError(
-            "images must be (N, 1 or 3, H, W) or (N, H, W) with N > 0, "
-            f"got {tuple(images.shape)}"
+            f"images must be (N, 1 or 3, H, W) or (N, H, W) with N > 0, got {tuple(images.shape)}"
         )
     if ncols is not None and ncols < 1:
         raise ValueError(f"ncols must be at least 1, got {ncols}")
@@ -217,8 +216,9 @@ def image_grid(
     """
     picture, shown = tile(images, ncols, gap)
     high, wide = torch.as_tensor(images).shape[-2:]
-    nrows, ncols = (picture.shape[0] + gap) // (high + gap), (picture.shape[1] + gap) // (
-        wide + gap
+    nrows, ncols = (
+        (picture.shape[0] + gap) // (high + gap),
+        (picture.shape[1] + gap) // (wide + gap),
     )
     for name, labels, expected in (
         ("row_labels", row_labels, nrows),
@@ -232,8 +232,7 @@ def image_grid(
             _, ax = panels(
                 size=(
                     width,
-                    width * picture.shape[0] / picture.shape[1]
-                    + 0.3 * bool(title or col_labels),
+                    width * picture.shape[0] / picture.shape[1] + 0.3 * bool(title or col_labels),
                 )
             )
         colour = np.broadcast_to(picture, (*picture.shape[:2], 3))
@@ -245,9 +244,10 @@ def image_grid(
         ax.grid(False)
         ax.spines[:].set_visible(False)
         ax.tick_params(length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
-        rows, cols = (np.arange(nrows) + 0.5) * (high + gap) - gap / 2, (
-            np.arange(ncols) + 0.5
-        ) * (wide + gap) - gap / 2
+        rows, cols = (
+            (np.arange(nrows) + 0.5) * (high + gap) - gap / 2,
+            (np.arange(ncols) + 0.5) * (wide + gap) - gap / 2,
+        )
         ax.set_yticks(rows if row_labels is not None else [], row_labels)
         ax.set_xticks(cols if col_labels is not None else [], col_labels)
     return ax.figure
@@ -301,16 +301,12 @@ def curves(
                 error = rest[0] if rest else None
             ordinates = np.asarray(torch.as_tensor(ordinates).detach().cpu(), float)
             abscissae = (
-                np.arange(len(ordinates))
-                if abscissae is None
-                else np.asarray(abscissae, float)
+                np.arange(len(ordinates)) if abscissae is None else np.asarray(abscissae, float)
             )
             (line,) = ax.plot(abscissae, ordinates, label=name, marker=marker)
             if error is not None:
                 band = (ordinates - error, ordinates + error)
-                ax.fill_between(
-                    abscissae, *band, color=line.get_color(), alpha=0.25, linewidth=0
-                )
+                ax.fill_between(abscissae, *band, color=line.get_color(), alpha=0.25, linewidth=0)
         for name, level in (lines or {}).items():
             ax.axhline(level, color=INK, linewidth=1, linestyle=(0, (1, 1)))
             # Placed within the axes, so that a long name doesn't push the plot aside.
@@ -418,9 +414,7 @@ def animation(
     if len(frames) < 2:
         raise ValueError(f"frames must hold at least 2 pictures, got {len(frames)}")
     if milliseconds < 1 or hold < 1:
-        raise ValueError(
-            f"milliseconds and hold must be at least 1, got {milliseconds} and {hold}"
-        )
+        raise ValueError(f"milliseconds and hold must be at least 1, got {milliseconds} and {hold}")
     if not 2 <= colours <= 256:
         raise ValueError(f"colours must lie in [2, 256], got {colours}")
     pictures = [Image.open(io.BytesIO(frame)).convert("RGBA") for frame in frames]
@@ -434,8 +428,7 @@ def animation(
     # One palette for all; of PIL's methods the one that knows transparency.
     strip = strip.quantize(colours, method=Image.Quantize.FASTOCTREE)
     first, *rest = (
-        strip.crop((0, i * size[1], size[0], (i + 1) * size[1]))
-        for i in range(len(pictures))
+        strip.crop((0, i * size[1], size[0], (i + 1) * size[1])) for i in range(len(pictures))
     )
     buffer = io.BytesIO()
     first.save(

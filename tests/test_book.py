@@ -12,19 +12,27 @@ import pytest
 
 from genbook import book
 
-NOTEBOOKS = {name: path for name, path in book.chapters(Path(__file__).parent.parent / "nbs").items()}
+NOTEBOOKS = {
+    name: path for name, path in book.chapters(Path(__file__).parent.parent / "nbs").items()
+}
 
 
 def test_package_is_what_the_notebooks_export(root, tmp_path):
-    shutil.copytree(root / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    shutil.copytree(
+        root / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints")
+    )
     for name in ("settings.ini", "pyproject.toml"):
         shutil.copy(root / name, tmp_path)
     (tmp_path / "genbook").mkdir()
     shutil.copy(root / "genbook/__init__.py", tmp_path / "genbook")
-    subprocess.run([Path(sys.executable).with_name("nbdev_export")], cwd=tmp_path, check=True, timeout=120)
+    subprocess.run(
+        [Path(sys.executable).with_name("nbdev_export")], cwd=tmp_path, check=True, timeout=120
+    )
 
     def modules(folder):
-        paths = sorted(path for path in folder.glob("*.py") if path.name != "_modidx.py")  # nbdev's own index
+        paths = sorted(
+            path for path in folder.glob("*.py") if path.name != "_modidx.py"
+        )  # nbdev's own index
         return {path.name: path.read_text("utf8") for path in paths}
 
     exported, committed = modules(tmp_path / "genbook"), modules(root / "genbook")
@@ -37,11 +45,18 @@ def test_package_is_what_the_notebooks_export(root, tmp_path):
 def test_notebook_is_clean(name):
     notebook = json.loads(NOTEBOOKS[name].read_text("utf8"))
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert not any(cell["outputs"] or cell["execution_count"] for cell in code), "holds outputs; run `nbdev_clean`"
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code), (
+        "holds outputs; run `nbdev_clean`"
+    )
     assert notebook["metadata"].keys() <= {"kernelspec", "language_info"}
     ids = [cell["id"] for cell in notebook["cells"]]
     assert len(ids) == len(set(ids)), "two cells have the same id"
-    titles = [line for text in book.cells(notebook, "markdown") for line in book.without_code(text).splitlines() if line.startswith("# ")]
+    titles = [
+        line
+        for text in book.cells(notebook, "markdown")
+        for line in book.without_code(text).splitlines()
+        if line.startswith("# ")
+    ]
     assert len(titles) == 1, f"a chapter has one title, this one {titles}"
     for source in book.cells(notebook, "code"):
         book.split_directives(source)  # raises on an unknown directive
@@ -59,7 +74,9 @@ def test_notebook_leaves_torch_as_it_found_it(name):
 
 
 def test_every_notebook_is_in_the_table_of_contents(root):
-    listed = re.findall(r"^[\s-]*(?:root|file):\s*(\S+)", (root / "_toc.yml").read_text(), re.MULTILINE)
+    listed = re.findall(
+        r"^[\s-]*(?:root|file):\s*(\S+)", (root / "_toc.yml").read_text(), re.MULTILINE
+    )
     assert sorted(listed) == sorted(NOTEBOOKS)
     assert len(listed) == len(set(listed))
 
@@ -71,15 +88,25 @@ def test_reader_is_pure_and_leaves_no_directive(root):
         assert page == book.read_notebook(text, root), name
         copy = json.loads(book.reader_copy(text))
         for cell in [*page.cells, *copy["cells"]]:
-            assert cell["cell_type"] != "code" or not re.search(r"^#\s*\|", cell["source"], re.MULTILINE), name
+            assert cell["cell_type"] != "code" or not re.search(
+                r"^#\s*\|", cell["source"], re.MULTILINE
+            ), name
 
 
 def test_every_requirement_is_locked(root):
     settings = configparser.ConfigParser(delimiters=["="])
     settings.read(root / "settings.ini")
-    wanted = (settings["DEFAULT"]["requirements"] + " " + settings["DEFAULT"]["dev_requirements"]).split()
-    lines = [line for line in (root / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line) for line in lines), "a version that isn't exact"
+    wanted = (
+        settings["DEFAULT"]["requirements"] + " " + settings["DEFAULT"]["dev_requirements"]
+    ).split()
+    lines = [
+        line
+        for line in (root / "requirements.lock").read_text().splitlines()
+        if not line.startswith("#")
+    ]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line) for line in lines), (
+        "a version that isn't exact"
+    )
 
     def normal(name):
         return re.sub(r"[-_.]+", "-", name).lower()

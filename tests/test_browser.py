@@ -51,7 +51,9 @@ class Browser:
         os.close(to_write)
         self._buffer, self._ids, self.events = b"", itertools.count(1), []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -81,7 +83,9 @@ class Browser:
 
     def evaluate(self, expression: str):
         """The value of a JavaScript expression; a promise is waited for."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        answer = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
@@ -90,7 +94,9 @@ class Browser:
         self.events.clear()
         self.call("Page.navigate", url=url)
         self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
-        self.evaluate("window.MathJax && MathJax.startup && MathJax.startup.promise ? MathJax.startup.promise.then(() => 1) : 1")
+        self.evaluate(
+            "window.MathJax && MathJax.startup && MathJax.startup.promise ? MathJax.startup.promise.then(() => 1) : 1"
+        )
 
     def wait_for(self, condition: str, timeout: float = 30) -> None:
         deadline = time.monotonic() + timeout
@@ -106,14 +112,25 @@ class Browser:
             if event.get("method") == "Runtime.exceptionThrown":
                 details = params["exceptionDetails"]
                 found.append(details.get("exception", {}).get("description") or details["text"])
-            elif event.get("method") == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
-                found.append(" ".join(str(part.get("value", part.get("description"))) for part in params["args"]))
+            elif event.get("method") == "Runtime.consoleAPICalled" and params["type"] in (
+                "error",
+                "assert",
+            ):
+                found.append(
+                    " ".join(
+                        str(part.get("value", part.get("description"))) for part in params["args"]
+                    )
+                )
             elif event.get("method") == "Log.entryAdded" and params["entry"]["level"] == "error":
                 found.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
         return found
 
     def requests(self) -> list[str]:
-        return [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
+        return [
+            e["params"]["request"]["url"]
+            for e in self.events
+            if e.get("method") == "Network.requestWillBeSent"
+        ]
 
     def close(self) -> None:
         with contextlib.suppress(Exception):
@@ -148,7 +165,9 @@ def address(site):
         def log_message(self, *args):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=site)
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
@@ -172,15 +191,25 @@ def test_page(browser, address, name):
     assert not [url for url in browser.requests() if not url.startswith((address, "data:"))]
     typeset = browser.evaluate(FORMULAS)
     expressions, containers, failed, left = typeset
-    assert failed == 0 and left == 0, f"{failed} formulas that MathJax can't set, {left} that it left alone"
+    assert failed == 0 and left == 0, (
+        f"{failed} formulas that MathJax can't set, {left} that it left alone"
+    )
     assert containers >= expressions
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_page_fits_a_phone(browser, address, name, scheme):
-    browser.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
-    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    browser.call(
+        "Emulation.setDeviceMetricsOverride",
+        width=390,
+        height=844,
+        deviceScaleFactor=1,
+        mobile=True,
+    )
+    browser.call(
+        "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
+    )
     try:
         browser.open(f"{address}/{name}.html")
         assert browser.evaluate("document.documentElement.dataset.theme") == scheme
@@ -195,23 +224,35 @@ def test_page_fits_a_phone(browser, address, name, scheme):
 def test_search_finds_a_word(browser, address):
     browser.open(f"{address}/search.html?q=likelihood")
     browser.wait_for("document.querySelectorAll('#search-results li a').length")
-    found = browser.evaluate("[...document.querySelectorAll('#search-results li a')].map(a => a.getAttribute('href'))")
+    found = browser.evaluate(
+        "[...document.querySelectorAll('#search-results li a')].map(a => a.getAttribute('href'))"
+    )
     assert any("likelihoods.html" in link for link in found), found
     assert not browser.errors()
 
     browser.open(f"{address}/search.html?q=xyzzyplugh")
-    browser.wait_for("document.querySelector('#search-results p')?.textContent.includes('did not match')")
+    browser.wait_for(
+        "document.querySelector('#search-results p')?.textContent.includes('did not match')"
+    )
 
 
 def test_a_mark_leads_to_the_check(browser, address, site, root):
-    checked = [equation for equation in book.coverage(root / "nbs") if equation.chapter in equation.checked_by]
+    checked = [
+        equation
+        for equation in book.coverage(root / "nbs")
+        if equation.chapter in equation.checked_by
+    ]
     assert checked, "the book has no equation that its own chapter checks"
     equation = checked[0]
     browser.open(f"{address}/{equation.chapter}.html")
     identifier = f"equation-{equation.label}"
-    browser.evaluate(f"document.getElementById('{identifier}').querySelector('.equation-mark').click()")
+    browser.evaluate(
+        f"document.getElementById('{identifier}').querySelector('.equation-mark').click()"
+    )
     browser.wait_for(f"location.hash === '#check-{equation.label}'")
-    top = browser.evaluate(f"document.getElementById('check-{equation.label}').getBoundingClientRect().top")
+    top = browser.evaluate(
+        f"document.getElementById('check-{equation.label}').getBoundingClientRect().top"
+    )
     assert -50 < top < browser.evaluate("innerHeight")
 
 
@@ -225,7 +266,11 @@ def test_the_instrument_notices(browser, address, root, tmp_path):
         assert browser.evaluate(FORMULAS)[2] > 0
 
     page = tmp_path / "broken.html"
-    page.write_text("<img src='https://example.org/x.png' alt='x'><script>console.error('oh'); null.x</script>")
+    page.write_text(
+        "<img src='https://example.org/x.png' alt='x'><script>console.error('oh'); null.x</script>"
+    )
     browser.open(page.as_uri())
-    assert any("oh" in error for error in browser.errors()) and any("null" in error for error in browser.errors())
+    assert any("oh" in error for error in browser.errors()) and any(
+        "null" in error for error in browser.errors()
+    )
     assert "https://example.org/x.png" in browser.requests()

@@ -7,7 +7,14 @@ import torch
 
 from genbook import data
 from genbook.judges import classifier
-from genbook.judges.classifier import RECIPES, Classifier, change_of_mind, class_features, class_probabilities, shifted
+from genbook.judges.classifier import (
+    RECIPES,
+    Classifier,
+    change_of_mind,
+    class_features,
+    class_probabilities,
+    shifted,
+)
 from genbook.vae.gaussian import scale_pixels
 
 

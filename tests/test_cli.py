@@ -60,7 +60,9 @@ def recorded(place, finished, monkeypatch):
 
 def test_help_needs_no_torch():
     code = "import sys; from genbook.cli import main; main(['--help']); print(*sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
+    ).stdout
     for command in ("recipes", "train", "evaluate", "sample", "records", "equations", "data"):
         assert f"\n  {command} " in out
     assert "torch" not in out.splitlines()[-1].split()
@@ -71,14 +73,29 @@ def test_version():
     assert found.returncode == 0 and found.stdout.startswith("genbook 0.")
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "sample", "records", "equations", "recipes", "data list", "data fetch", "data check"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train",
+        "evaluate",
+        "sample",
+        "records",
+        "equations",
+        "recipes",
+        "data list",
+        "data fetch",
+        "data check",
+    ],
+)
 def test_each_option_is_explained(genbook, command):
     status, out, err = genbook(*command.split(), "--help")
     assert (status, err) == (0, "")
     options = out[out.index("Options:") :].splitlines()[1:]
     for line, after in zip(options, [*options[1:], ""]):
         if line.startswith("  --") or line.startswith("  -n"):
-            assert len(line.split("  ")) > 2 or after.startswith("      "), f"{line!r} is not explained"
+            assert len(line.split("  ")) > 2 or after.startswith("      "), (
+                f"{line!r} is not explained"
+            )
     if command in ("train", "evaluate"):
         assert f"  genbook {command} vae-bmnist\n" in out
 
@@ -93,10 +110,16 @@ def test_each_option_is_explained(genbook, command):
         (["recipes", "vae-mlp-z3"], "did you mean 'vae-mlp-z"),
         (["train", "vae-bmnist", "--set", "latnt=20"], "did you mean 'latent'"),
         (["train", "vae-bmnist", "--set", "name=other"], "no field of vae-bmnist is called 'name'"),
-        (["train", "vae-bmnist", "--set", "epochs=many"], "epochs takes a whole number; got 'many'"),
+        (
+            ["train", "vae-bmnist", "--set", "epochs=many"],
+            "epochs takes a whole number; got 'many'",
+        ),
         (["train", "vae-bmnist", "--set", "epochs=1.5"], "epochs takes a whole number; got '1.5'"),
         (["train", "vae-bmnist", "--set", "lr=fast"], "lr takes a number; got 'fast'"),
-        (["train", "vae-bmnist", "--set", "hidden=300,x"], "hidden takes whole numbers with commas"),
+        (
+            ["train", "vae-bmnist", "--set", "hidden=300,x"],
+            "hidden takes whole numbers with commas",
+        ),
         (["train", "vae-bmnist", "--set", "epochs"], "--set takes field=value; got 'epochs'"),
         (["train", "vae-bmnist", "--precision", "bf61"], "did you mean 'bf16'"),
         (["train", "vae-bmnist", "--device", "cdua"], "did you mean 'cuda'"),
@@ -133,7 +156,12 @@ def test_recipes(genbook, place):
     status, out, _ = genbook("recipes", "--json")
     rows = json.loads(out)
     assert status == 0
-    assert {row["recipe"] for row in rows} >= {"vae-bmnist", "vae-bmnist-best", "iwae-bmnist", "vae-mlp-z2"}
+    assert {row["recipe"] for row in rows} >= {
+        "vae-bmnist",
+        "vae-bmnist-best",
+        "iwae-bmnist",
+        "vae-mlp-z2",
+    }
     assert not any(row["recorded"] == "yes" for row in rows)
     status, out, _ = genbook("recipes")
     header, *lines = out.splitlines()
@@ -144,7 +172,11 @@ def test_recipes(genbook, place):
 def test_fields_of_a_recipe_are_what_set_takes(genbook):
     _, out, _ = genbook("recipes", "vae-bmnist-best")
     _, recipe = cli.find_recipe("vae-bmnist-best")
-    settings = ["=".join(line.split("\t")[:2]) for line in out.splitlines()[1:] if not line.startswith("name")]
+    settings = [
+        "=".join(line.split("\t")[:2])
+        for line in out.splitlines()[1:]
+        if not line.startswith("name")
+    ]
     assert cli.override(recipe, settings) == recipe
 
 
@@ -159,7 +191,13 @@ def test_tables_on_a_terminal(finished):
 
 
 def test_a_broken_pipe_is_quiet():
-    found = subprocess.run(f"{sys.executable} -m genbook.cli recipes | head -n 1", shell=True, capture_output=True, text=True, timeout=300)
+    found = subprocess.run(
+        f"{sys.executable} -m genbook.cli recipes | head -n 1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert found.stdout.startswith("recipe\t") and "Traceback" not in found.stderr
 
 
@@ -167,13 +205,29 @@ def test_a_broken_pipe_is_quiet():
 
 
 def test_a_changed_run_never_takes_a_recorded_one_s_place(genbook, place):
-    status, out, _ = genbook("train", "vae-bmnist", "--smoke", "--set", "epochs=1", "--set", "latent=100", "--set", "hidden=20,20", "--precision", "bf16")
+    status, out, _ = genbook(
+        "train",
+        "vae-bmnist",
+        "--smoke",
+        "--set",
+        "epochs=1",
+        "--set",
+        "latent=100",
+        "--set",
+        "hidden=20,20",
+        "--precision",
+        "bf16",
+    )
     assert status == 0
     (name,) = os.listdir(place / "runs")
     assert name == "vae-bmnist+smoke+epochs=1+hidden=20,20+precision=bf16"
     assert out.splitlines()[-1].endswith(name)
     record = json.loads((place / "runs" / name / "run.json").read_text())
-    assert record["name"] == name and record["precision"] == "bf16" and record["recipe"]["hidden"] == [20, 20]
+    assert (
+        record["name"] == name
+        and record["precision"] == "bf16"
+        and record["recipe"]["hidden"] == [20, 20]
+    )
     assert not (place / "runs" / name / "checkpoint.pt").exists()
 
 
@@ -182,7 +236,12 @@ def test_names_of_folders_are_tame(value):
     _, recipe = cli.find_recipe("vae-bmnist")
     changed = cli.override(recipe, [f"start={value}"])
     assert changed.start == value
-    assert "/" not in changed.name and " " not in changed.name and len(changed.name) <= 120 and changed.name != recipe.name
+    assert (
+        "/" not in changed.name
+        and " " not in changed.name
+        and len(changed.name) <= 120
+        and changed.name != recipe.name
+    )
 
 
 def test_a_finished_run_is_left_alone(genbook, recorded, place):
@@ -201,7 +260,9 @@ def test_a_finished_run_is_left_alone(genbook, recorded, place):
 
 
 def test_out_must_not_hold_another_run(genbook, recorded, place):
-    status, _, err = genbook("train", "vae-bmnist-mc", "--smoke", "--no-resume", "--out", str(place / "runs" / recorded))
+    status, _, err = genbook(
+        "train", "vae-bmnist-mc", "--smoke", "--no-resume", "--out", str(place / "runs" / recorded)
+    )
     assert status == 2 and f"holds the record of {recorded}" in err
 
 
@@ -210,7 +271,13 @@ def test_interrupted_training_says_how_to_go_on_and_does(place):
     arguments = ["train", "vae-bmnist", "--smoke", "--set", "epochs=12", "--set", "hidden=50,50"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     folder = place / "runs" / "vae-bmnist+smoke+epochs=12+hidden=50,50"
-    process = subprocess.Popen([*COMMAND, *arguments, "--no-resume"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [*COMMAND, *arguments, "--no-resume"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
     deadline = time.monotonic() + 300
     while not (folder / "checkpoint.pt").exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
@@ -223,15 +290,27 @@ def test_interrupted_training_says_how_to_go_on_and_does(place):
     assert hint == f"to go on: genbook {' '.join(arguments)}"
     assert (folder / "checkpoint.pt").exists() and not (folder / "run.json").exists()
 
-    unfinished = subprocess.run([*COMMAND, "records", "--json"], capture_output=True, text=True, timeout=300)
+    unfinished = subprocess.run(
+        [*COMMAND, "records", "--json"], capture_output=True, text=True, timeout=300
+    )
     assert unfinished.returncode == 0 and json.loads(unfinished.stdout)[0]["state"] == "unfinished"
 
-    again = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=300, env=environment)
+    again = subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=300, env=environment
+    )
     assert again.returncode == 0, again.stderr
     assert "epoch 1/12" not in again.stderr and "epoch 12/12" in again.stderr
-    undisturbed = subprocess.run([*COMMAND, *arguments, "--out", "other"], capture_output=True, text=True, timeout=300, env=environment)
+    undisturbed = subprocess.run(
+        [*COMMAND, *arguments, "--out", "other"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
     assert undisturbed.returncode == 0
-    assert (folder / "model.safetensors").read_bytes() == (place / "other" / "model.safetensors").read_bytes()
+    assert (folder / "model.safetensors").read_bytes() == (
+        place / "other" / "model.safetensors"
+    ).read_bytes()
 
 
 # Records
@@ -241,14 +320,18 @@ def test_evaluate_agrees_and_finds_a_changed_figure(genbook, recorded, place):
     status, out, _ = genbook("evaluate", recorded, "--json")
     rows = json.loads(out)
     assert status == 0 and {row["verdict"] for row in rows} == {"agrees"}
-    assert all(row["recorded"] == row["recomputed"] for row in rows), "the same machine gives the same bits"
+    assert all(row["recorded"] == row["recomputed"] for row in rows), (
+        "the same machine gives the same bits"
+    )
     path = place / "runs" / recorded / "run.json"
     record = json.loads(path.read_text())
     record["metrics"]["test_log_px"]["value"] += 1
     path.write_text(json.dumps(record))
     status, out, _ = genbook("evaluate", "--all", "--json")
     verdicts = {row["figure"]: row["verdict"] for row in json.loads(out)}
-    assert status == 1 and [figure for figure, verdict in verdicts.items() if verdict != "agrees"] == ["test_log_px"]
+    assert status == 1 and [
+        figure for figure, verdict in verdicts.items() if verdict != "agrees"
+    ] == ["test_log_px"]
 
 
 def test_evaluate_says_what_it_could_not_check(genbook, recorded, place, monkeypatch):
@@ -259,7 +342,9 @@ def test_evaluate_says_what_it_could_not_check(genbook, recorded, place, monkeyp
     status, out, _ = genbook("evaluate", recorded, "--json")
     verdicts = {row["figure"]: row["verdict"] for row in json.loads(out)}
     assert status == 0
-    assert verdicts["test_elbo"] == "not checked: other images" and verdicts["valid_elbo"] == "agrees"
+    assert (
+        verdicts["test_elbo"] == "not checked: other images" and verdicts["valid_elbo"] == "agrees"
+    )
 
     record["recipe"]["data"] = record["data"]["name"] = "binarized_mnist"
     path.write_text(json.dumps(record))
@@ -285,10 +370,26 @@ def test_evaluate_goes_on_past_a_broken_record(genbook, recorded, place):
         (lambda run: (run / "run.json").write_text("{"), "not JSON"),
         (lambda run: (run / "run.json").unlink(), "run.json is missing"),
         (lambda run: (run / "metrics.csv").write_text("epoch,loss\n0,nan\n"), "nan"),
-        (lambda run: (run / "samples" / "epoch-000-means.png").write_bytes(b"x"), "not a readable picture"),
-        (lambda run: (run / "run.json").write_text((run / "run.json").read_text().replace('"latent"', '"lalent"')), "'lalent'"),
+        (
+            lambda run: (run / "samples" / "epoch-000-means.png").write_bytes(b"x"),
+            "not a readable picture",
+        ),
+        (
+            lambda run: (run / "run.json").write_text(
+                (run / "run.json").read_text().replace('"latent"', '"lalent"')
+            ),
+            "'lalent'",
+        ),
     ],
-    ids=["no weights", "bad weights", "bad record", "no record", "bad metrics", "bad picture", "unknown field"],
+    ids=[
+        "no weights",
+        "bad weights",
+        "bad record",
+        "no record",
+        "bad metrics",
+        "bad picture",
+        "unknown field",
+    ],
 )
 def test_records_finds_damage(genbook, recorded, place, damage, told):
     assert genbook("records")[0] == 0
@@ -322,13 +423,22 @@ def test_sample(genbook, recorded, place):
 
 def notebook(folder, name, *cells):
     folder.mkdir(exist_ok=True)
-    kinds = [{"cell_type": "code" if source.startswith("#|") else "markdown", "source": source} for source in cells]
+    kinds = [
+        {"cell_type": "code" if source.startswith("#|") else "markdown", "source": source}
+        for source in cells
+    ]
     (folder / f"{name}.ipynb").write_text(json.dumps({"cells": kinds}))
 
 
 def test_equations(genbook, place):
     nbs = place / "nbs"
-    notebook(nbs, "a", "# A\n\n$$\na\n$$ (eq-a)\n\n$$\nb\n$$ (eq-b)", "#| checks: eq-a\nassert True", "#| defines: eq-b\nb = 1")
+    notebook(
+        nbs,
+        "a",
+        "# A\n\n$$\na\n$$ (eq-a)\n\n$$\nb\n$$ (eq-b)",
+        "#| checks: eq-a\nassert True",
+        "#| defines: eq-b\nb = 1",
+    )
     status, out, err = genbook("equations", "--nbs", "nbs", "--json")
     assert (status, err) == (0, "")
     assert [row["status"] for row in json.loads(out)] == ["checked", "definition"]
@@ -337,7 +447,12 @@ def test_equations(genbook, place):
     assert status == 1 and err.endswith(": eq-c\n") and "eq-c\tb\tunchecked" in out
     notebook(nbs, "c", "# C\n\n$$\na\n$$ (eq-a)", "#| checks: eq-bb\nassert True")
     status, out, err = genbook("equations", "--nbs", "nbs")
-    assert status == 1 and "already labelled" in err and "did you mean eq-b" in err and "Traceback" not in err
+    assert (
+        status == 1
+        and "already labelled" in err
+        and "did you mean eq-b" in err
+        and "Traceback" not in err
+    )
 
 
 def test_data_list_and_check(genbook, place):

@@ -9,7 +9,15 @@ import torch
 from genbook.results import comparison
 from genbook.vae import gaussian as gaussian_vae
 from genbook.judges.classifier import entropy
-from genbook.results.comparison import RECIPES, black_and_white, chosen, detail_distance, judge_of, model_images, seconds_per_1000
+from genbook.results.comparison import (
+    RECIPES,
+    black_and_white,
+    chosen,
+    detail_distance,
+    judge_of,
+    model_images,
+    seconds_per_1000,
+)
 from genbook.judges.quality import class_shares, frechet_distance, kernel_distance, precision_recall
 from genbook.runs import Run
 
@@ -34,7 +42,10 @@ def test_black_and_white_has_the_image_as_its_mean():
 
 
 def test_chosen_images_are_different_ones():
-    levels = {name: torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1) for name, n in (("train", 100), ("valid", 40), ("test", 60))}
+    levels = {
+        name: torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1)
+        for name, n in (("train", 100), ("valid", 40), ("test", 60))
+    }
     sets = chosen(**levels, n=30, seed=3)
     flat = {name: set(images.flatten().tolist()) for name, images in sets.items()}
     assert all(len(some) == 30 for some in flat.values())
@@ -129,15 +140,22 @@ def test_figures_come_from_what_is_kept(record):
         assert record.figure(f"{key}_roughness") == pytest.approx(rough.mean().item())
         for what in ("memorised", "seconds"):
             if f"{name}.{what}" in found:
-                assert record.figure(f"{key}_{what}") == pytest.approx(found[f"{name}.{what}"].item())
+                assert record.figure(f"{key}_{what}") == pytest.approx(
+                    found[f"{name}.{what}"].item()
+                )
         if name == known:
             continue
         x, y = (found[f"{which}.features"].float() for which in (name, known))
         assert record.figure(f"{key}_frechet") == pytest.approx(frechet_distance(x, y), rel=1e-6)
         assert record.figure(f"{key}_kernel") == pytest.approx(kernel_distance(x, y), rel=1e-6)
-        assert record.figure(f"{key}_detail") == pytest.approx(detail_distance(rough, found[f"{known}.roughness"]))
+        assert record.figure(f"{key}_detail") == pytest.approx(
+            detail_distance(rough, found[f"{known}.roughness"])
+        )
         precision, recall = precision_recall(y, x)
-        assert (record.figure(f"{key}_precision"), record.figure(f"{key}_recall")) == (precision, recall)
+        assert (record.figure(f"{key}_precision"), record.figure(f"{key}_recall")) == (
+            precision,
+            recall,
+        )
 
 
 def test_the_floor_is_a_floor(record):

@@ -9,7 +9,15 @@ from torch import nn
 
 from genbook import runs, training
 from genbook.gan import critics
-from genbook.gan.critics import F_DIVERGENCES, distribution1, lp_reg, make_critic, variational_bound, vf_squared_hellinger, vf_wasserstein_distance
+from genbook.gan.critics import (
+    F_DIVERGENCES,
+    distribution1,
+    lp_reg,
+    make_critic,
+    variational_bound,
+    vf_squared_hellinger,
+    vf_wasserstein_distance,
+)
 
 torch.set_num_threads(1)
 
@@ -22,7 +30,13 @@ def images(n=16, side=16, dtype=torch.float32, seed=0):
 def convolutions(gain=4.0, seed=0):
     """A small critic of images, steep enough to be fined everywhere; its scores are `(B, 1, 1, 1)`."""
     torch.manual_seed(seed)
-    net = nn.Sequential(nn.Conv2d(3, 16, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(16, 32, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(32, 1, 4))
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 4, 2, 1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(16, 32, 4, 2, 1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(32, 1, 4),
+    )
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(gain)
@@ -33,7 +47,9 @@ def penalty_and_gradient(net, x, y, seed=1):
     torch.manual_seed(seed)
     penalty = lp_reg(x, y, net)
     gradients = torch.autograd.grad(penalty, list(net.parameters()), allow_unused=True)
-    return penalty.detach().double(), torch.cat([g.flatten().double() for g in gradients if g is not None])
+    return penalty.detach().double(), torch.cat(
+        [g.flatten().double() for g in gradients if g is not None]
+    )
 
 
 # The penalty's gradient
@@ -44,7 +60,11 @@ def test_penalty_in_bf16_agrees_with_float64(channels_last):
     x, y = images()
     net = convolutions()
     if channels_last:
-        net, x, y = net.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last), y.to(memory_format=torch.channels_last)
+        net, x, y = (
+            net.to(memory_format=torch.channels_last),
+            x.to(memory_format=torch.channels_last),
+            y.to(memory_format=torch.channels_last),
+        )
     torch.manual_seed(1)
     t = torch.rand(len(x), 1, 1, 1)
     with torch.autocast("cpu", torch.bfloat16):
@@ -75,8 +95,14 @@ def test_gradient_of_penalty_by_finite_differences():
     x, y = images(4, dtype=torch.float64)
     net = convolutions().double()
     _, gradient = penalty_and_gradient(net, x, y)
-    weight, start = net[2].weight, net[0].weight.numel()  # biases of the first layer have no gradient here
-    bias_kept = any(g is not None for g in torch.autograd.grad(lp_reg(x, y, net), [net[0].bias], allow_unused=True))
+    weight, start = (
+        net[2].weight,
+        net[0].weight.numel(),
+    )  # biases of the first layer have no gradient here
+    bias_kept = any(
+        g is not None
+        for g in torch.autograd.grad(lp_reg(x, y, net), [net[0].bias], allow_unused=True)
+    )
     offset = start + (net[0].bias.numel() if bias_kept else 0)
     for index in (0, 777, 4000):
         with torch.no_grad():
@@ -86,7 +112,9 @@ def test_gradient_of_penalty_by_finite_differences():
                 torch.manual_seed(1)
                 values.append(lp_reg(x, y, net).item())
             weight.view(-1)[index] += 1e-5
-        assert gradient[offset + index].item() == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4, abs=1e-7)
+        assert gradient[offset + index].item() == pytest.approx(
+            (values[0] - values[1]) / 2e-5, rel=1e-4, abs=1e-7
+        )
 
 
 @pytest.mark.parametrize("length", [0.0, 0.5, 1.0, 1.5, 20.0])
@@ -121,7 +149,12 @@ def test_a_sample_has_one_t():
     lp_reg(torch.ones(64, 3, 8, 8), torch.zeros(64, 3, 8, 8), critic)
     t = seen[0].flatten(1)
     assert torch.equal(t, t[:, :1].expand_as(t))
-    assert len(t[:, 0].unique()) == 64 and 0 <= t.min() and t.max() <= 1 and 0.35 < t[:, 0].mean() < 0.65
+    assert (
+        len(t[:, 0].unique()) == 64
+        and 0 <= t.min()
+        and t.max() <= 1
+        and 0.35 < t[:, 0].mean() < 0.65
+    )
 
 
 def test_plain_tensors_stay_plain():
@@ -166,8 +199,12 @@ def test_any_shape_of_sample(shape):
 def test_shapes_of_scores(shape):
     x, y = torch.randn(8, 2), torch.randn(8, 2)
     scores = [z[:, 0] for z in (x, y)]
-    assert vf_wasserstein_distance(x, y, lambda z: z[:, 0].reshape(shape)).item() == pytest.approx((scores[0].mean() - scores[1].mean()).item())
-    assert vf_squared_hellinger(x, y, lambda z: z[:, 0].reshape(shape)).item() == pytest.approx((2 - (-scores[0]).exp().mean() - scores[1].exp().mean()).item(), abs=1e-5)
+    assert vf_wasserstein_distance(x, y, lambda z: z[:, 0].reshape(shape)).item() == pytest.approx(
+        (scores[0].mean() - scores[1].mean()).item()
+    )
+    assert vf_squared_hellinger(x, y, lambda z: z[:, 0].reshape(shape)).item() == pytest.approx(
+        (2 - (-scores[0]).exp().mean() - scores[1].exp().mean()).item(), abs=1e-5
+    )
 
 
 def test_squared_hellinger_is_as_the_assignment_states_it():
@@ -175,8 +212,12 @@ def test_squared_hellinger_is_as_the_assignment_states_it():
     x, y = torch.randn(2, 40, 2, dtype=torch.float64)
     net = make_critic(8).double()
     g_x, g_y = (1 - torch.exp(-net(z)) for z in (x, y))
-    torch.testing.assert_close(vf_squared_hellinger(x, y, net), g_x.mean() - (g_y / (1 - g_y)).mean())
-    torch.testing.assert_close(vf_squared_hellinger(x, y, net), variational_bound(x, y, net, "squared Hellinger"))
+    torch.testing.assert_close(
+        vf_squared_hellinger(x, y, net), g_x.mean() - (g_y / (1 - g_y)).mean()
+    )
+    torch.testing.assert_close(
+        vf_squared_hellinger(x, y, net), variational_bound(x, y, net, "squared Hellinger")
+    )
 
 
 def test_a_constant_critic_tells_nothing():
@@ -204,7 +245,12 @@ def test_bound_on_a_finite_space(name):
 
     torch.testing.assert_close(bound(best), exact)
     for _ in range(20):
-        assert bound(best.clamp(-3, 3) + 0.2 * torch.randn(5, generator=generator, dtype=torch.float64)) <= exact + 1e-12
+        assert (
+            bound(
+                best.clamp(-3, 3) + 0.2 * torch.randn(5, generator=generator, dtype=torch.float64)
+            )
+            <= exact + 1e-12
+        )
 
 
 def test_in_bf16_scores_are_averaged_in_float32():
@@ -213,7 +259,9 @@ def test_in_bf16_scores_are_averaged_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         values = [vf(x, y, net) for vf in (vf_wasserstein_distance, vf_squared_hellinger)]
     for value, vf in zip(values, (vf_wasserstein_distance, vf_squared_hellinger)):
-        assert value.dtype == torch.float32 and value.item() == pytest.approx(vf(x, y, net).item(), abs=2e-3)
+        assert value.dtype == torch.float32 and value.item() == pytest.approx(
+            vf(x, y, net).item(), abs=2e-3
+        )
 
 
 # Bad input
@@ -221,7 +269,10 @@ def test_in_bf16_scores_are_averaged_in_float32():
 X = torch.randn(4, 2)
 
 
-@pytest.mark.parametrize("function", [vf_squared_hellinger, vf_wasserstein_distance, lp_reg, lambda *a: variational_bound(*a, "KL")])
+@pytest.mark.parametrize(
+    "function",
+    [vf_squared_hellinger, vf_wasserstein_distance, lp_reg, lambda *a: variational_bound(*a, "KL")],
+)
 @pytest.mark.parametrize(
     ("x", "y", "critic", "message"),
     [
@@ -278,21 +329,41 @@ def test_line():
 
 
 def small(**changes):
-    fields = {"hidden": 16, "steps": 6, "log_every": 4, "log_samples": 50, "eval_samples": 100, "batch_size": 32, "thetas": (0.0, 0.5), "kept": (0.5,)}
+    fields = {
+        "hidden": 16,
+        "steps": 6,
+        "log_every": 4,
+        "log_samples": 50,
+        "eval_samples": 100,
+        "batch_size": 32,
+        "thetas": (0.0, 0.5),
+        "kept": (0.5,),
+    }
     return dataclasses.replace(critics.RECIPES["critics-lines"], **{**fields, **changes})
 
 
 def test_run_and_its_evaluation(tmp_path):
     recipe = small()
     run = critics.train(recipe, out=tmp_path / recipe.name, progress=False)
-    assert runs.validate(run.path, {"critics": [field.name for field in dataclasses.fields(recipe)]}) == []
+    assert (
+        runs.validate(run.path, {"critics": [field.name for field in dataclasses.fields(recipe)]})
+        == []
+    )
     assert run.metrics["iteration"] == [0, 4, 6] and len(run.metrics) == 1 + 2 * 2
     again = critics.evaluate(run)
-    assert {key: metric["value"] for key, metric in again.items()} == {key: metric["value"] for key, metric in run.record["metrics"].items()}
-    assert run.record["epochs_done"] == recipe.epochs == 6 and not (run.path / "checkpoint.pt").exists()
+    assert {key: metric["value"] for key, metric in again.items()} == {
+        key: metric["value"] for key, metric in run.record["metrics"].items()
+    }
+    assert (
+        run.record["epochs_done"] == recipe.epochs == 6
+        and not (run.path / "checkpoint.pt").exists()
+    )
     built, nets = critics.build(run)
     assert built == recipe and set(nets) == {(kind, 0.5) for kind in critics.OBJECTIVES}
-    with pytest.raises(ValueError, match="no weights are kept of the critic .'wasserstein', 0.0.*there are: hellinger at 0.5"):
+    with pytest.raises(
+        ValueError,
+        match="no weights are kept of the critic .'wasserstein', 0.0.*there are: hellinger at 0.5",
+    ):
         nets["wasserstein", 0.0]
     with pytest.raises(ValueError, match="draw no images"):
         critics.sample(run, 4)
@@ -311,16 +382,25 @@ def test_evaluation_is_of_what_is_kept(tmp_path, monkeypatch):
     state["measured/wasserstein/0.5/p"] += 0.25  # f(x) in E f(x) - E f(y), at every height
     runs.save_weights(run.weights, state, dtype=None)
     found = dict(critics.evaluate(run))
-    assert found.pop("raw_error") != before["raw_error"] and found.pop("w1_error") != before["w1_error"]
+    assert (
+        found.pop("raw_error") != before["raw_error"]
+        and found.pop("w1_error") != before["w1_error"]
+    )
     assert found == {key: before[key] for key in ("hellinger_zero", "hellinger_least")}
-    runs.save_weights(run.weights, {key: value for key, value in state.items() if "hellinger/0.5" not in key}, dtype=None)
+    runs.save_weights(
+        run.weights,
+        {key: value for key, value in state.items() if "hellinger/0.5" not in key},
+        dtype=None,
+    )
     with pytest.raises(ValueError, match="nothing is kept of the hellinger critic at 0.5"):
         critics.evaluate(run)
 
 
 @pytest.mark.parametrize("objective", critics.OBJECTIVES)
 def test_estimates_from_what_is_kept_are_those_of_the_critic(objective):
-    recipe = small(thetas=(0.5,), objectives=(objective,), steps=60, eval_samples=2_000, penalty=0.5)
+    recipe = small(
+        thetas=(0.5,), objectives=(objective,), steps=60, eval_samples=2_000, penalty=0.5
+    )
     critic, _ = critics.train_critic(recipe, objective, 0.5)
     state = critics._kept(recipe, {(objective, 0.5): critic})
     (row,) = critics.final_metrics(recipe, critics._measured(recipe, state))[1]
@@ -329,7 +409,9 @@ def test_estimates_from_what_is_kept_are_those_of_the_critic(objective):
     assert row == pytest.approx({"theta": 0.5, **direct}, rel=1e-4, abs=1e-6)
     kept = state[f"measured/{objective}/0.5/across"]
     factor = state[f"measured/{objective}/0.5/q"].exp() if objective == "hellinger" else 1
-    assert -(factor * kept).mean().item() == pytest.approx(critics.generator_signal(objective, 0.5, critic), rel=1e-3)
+    assert -(factor * kept).mean().item() == pytest.approx(
+        critics.generator_signal(objective, 0.5, critic), rel=1e-3
+    )
 
 
 def test_interrupted_run_goes_on_with_the_next_critic(tmp_path, monkeypatch):
@@ -350,7 +432,9 @@ def test_interrupted_run_goes_on_with_the_next_critic(tmp_path, monkeypatch):
     torch.rand(5)  # whatever happened in between
     parts = critics.train(small(), out=tmp_path / "parts", progress=False)
     assert done == [("wasserstein", 0.5)]
-    assert (parts.path / "model.safetensors").read_bytes() == (whole.path / "model.safetensors").read_bytes()
+    assert (parts.path / "model.safetensors").read_bytes() == (
+        whole.path / "model.safetensors"
+    ).read_bytes()
     assert (parts.path / "metrics.csv").read_text() == (whole.path / "metrics.csv").read_text()
 
 
@@ -363,7 +447,18 @@ def test_checkpoint_of_another_recipe_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"optimizer": "adaam"}, {"objectives": ("kl",)}, {"objectives": ()}, {"thetas": ()}, {"precision": "bf16"}, {"steps": 0}, {"eval_samples": 1}, {"data": "mnist"}, {"kept": (0.1,)}]
+    "changes",
+    [
+        {"optimizer": "adaam"},
+        {"objectives": ("kl",)},
+        {"objectives": ()},
+        {"thetas": ()},
+        {"precision": "bf16"},
+        {"steps": 0},
+        {"eval_samples": 1},
+        {"data": "mnist"},
+        {"kept": (0.1,)},
+    ],
 )
 def test_recipe_refuses(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):

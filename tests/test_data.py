@@ -26,7 +26,17 @@ import torch
 from PIL import Image
 
 import genbook.data as data
-from genbook.data import DATASETS, DataError, check, digest, fetch, find, load, parse_amat, provenance
+from genbook.data import (
+    DATASETS,
+    DataError,
+    check,
+    digest,
+    fetch,
+    find,
+    load,
+    parse_amat,
+    provenance,
+)
 
 REAL_DATA = os.environ.get("GENBOOK_DATA")
 SIZES = {"train": 20, "valid": 6, "test": 5}
@@ -41,7 +51,9 @@ def no_data(tmp_path, monkeypatch):
 
 
 def sha256(*arrays):
-    return hashlib.sha256(b"".join(array.astype(np.uint8).tobytes() for array in arrays)).hexdigest()
+    return hashlib.sha256(
+        b"".join(array.astype(np.uint8).tobytes() for array in arrays)
+    ).hexdigest()
 
 
 def small(name, monkeypatch, **changes):
@@ -49,7 +61,9 @@ def small(name, monkeypatch, **changes):
     original = DATASETS[name]
     sizes = {part: SIZES[part] for part in original.published}
     held_out = 6 if original.held_out else 0
-    replaced = dataclasses.replace(original, **({"published": sizes, "held_out": held_out, "digests": {}} | changes))
+    replaced = dataclasses.replace(
+        original, **({"published": sizes, "held_out": held_out, "digests": {}} | changes)
+    )
     monkeypatch.setitem(DATASETS, name, replaced)
     return replaced
 
@@ -64,11 +78,17 @@ def arrays(name, part, seed=0):
 
 
 def amat(images):
-    return b"".join(b" ".join(b"%d" % v for v in row) + b" \n" for row in images.reshape(len(images), -1))
+    return b"".join(
+        b" ".join(b"%d" % v for v in row) + b" \n" for row in images.reshape(len(images), -1)
+    )
 
 
 def idx(array):
-    return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
+    return (
+        bytes([0, 0, 8, array.ndim])
+        + b"".join(n.to_bytes(4, "big") for n in array.shape)
+        + array.tobytes()
+    )
 
 
 def mnist_files():
@@ -122,7 +142,11 @@ def known_to_torchvision(monkeypatch, base="http://127.0.0.1:9"):
     split_list = {}
     for part in ("train", "test"):
         served[f"{part}_32x32.mat"] = svhn_mat(part)
-        split_list[part] = [f"{base}/{part}_32x32.mat", f"{part}_32x32.mat", md5(served[f"{part}_32x32.mat"])]
+        split_list[part] = [
+            f"{base}/{part}_32x32.mat",
+            f"{part}_32x32.mat",
+            md5(served[f"{part}_32x32.mat"]),
+        ]
     monkeypatch.setattr(datasets.SVHN, "split_list", split_list)
 
     files = cifar_files()
@@ -136,9 +160,15 @@ def known_to_torchvision(monkeypatch, base="http://127.0.0.1:9"):
     monkeypatch.setattr(datasets.CIFAR10, "url", f"{base}/cifar-10-python.tar.gz")
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(buffer.getvalue()))
     sums = {name: md5(content) for name, content in files.items()}
-    monkeypatch.setattr(datasets.CIFAR10, "train_list", [[f"data_batch_{i}", sums[f"data_batch_{i}"]] for i in range(1, 6)])
+    monkeypatch.setattr(
+        datasets.CIFAR10,
+        "train_list",
+        [[f"data_batch_{i}", sums[f"data_batch_{i}"]] for i in range(1, 6)],
+    )
     monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
-    monkeypatch.setattr(datasets.CIFAR10, "meta", datasets.CIFAR10.meta | {"md5": sums["batches.meta"]})
+    monkeypatch.setattr(
+        datasets.CIFAR10, "meta", datasets.CIFAR10.meta | {"md5": sums["batches.meta"]}
+    )
     return served
 
 
@@ -155,7 +185,10 @@ def write_torchvision(name, root, monkeypatch):
     if name == "mnist":
         return write(root / "MNIST" / "raw", mnist_files()) / "train-images-idx3-ubyte"
     if name == "svhn":
-        return write(root, {file: served[file] for file in ("train_32x32.mat", "test_32x32.mat")}) / "train_32x32.mat"
+        return (
+            write(root, {file: served[file] for file in ("train_32x32.mat", "test_32x32.mat")})
+            / "train_32x32.mat"
+        )
     return write(root / "cifar-10-batches-py", cifar_files()) / "data_batch_3"
 
 
@@ -166,7 +199,9 @@ def encode(image, kind="PNG"):
     return buffer.getvalue()
 
 
-def write_parquet(name, folder, kind="PNG", shards=1, column="image", parts=("train", "test"), bytes_of=None):
+def write_parquet(
+    name, folder, kind="PNG", shards=1, column="image", parts=("train", "test"), bytes_of=None
+):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -176,7 +211,9 @@ def write_parquet(name, folder, kind="PNG", shards=1, column="image", parts=("tr
         encoded = bytes_of or [encode(image, kind) for image in images]
         rows = [{"bytes": content, "path": f"{i}.png"} for i, content in enumerate(encoded)]
         for i, block in enumerate(np.array_split(np.arange(len(rows)), shards)):
-            table = pa.table({column: [rows[j] for j in block], "label": [int(labels[j]) for j in block]})
+            table = pa.table(
+                {column: [rows[j] for j in block], "label": [int(labels[j]) for j in block]}
+            )
             pq.write_table(table, folder / f"{part}-{i:05d}-of-{shards:05d}.parquet")
 
 
@@ -191,7 +228,9 @@ def assert_is(split, images, labels):
 
 
 def files_below(folder):
-    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+    return sorted(
+        str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()
+    )
 
 
 # ---- the .amat text files
@@ -200,7 +239,9 @@ def files_below(folder):
 def test_amat_reads_back_what_was_written():
     rows = np.random.default_rng(0).integers(0, 2, (7, 784), dtype=np.uint8)
     np.testing.assert_array_equal(parse_amat(amat(rows)), rows)
-    np.testing.assert_array_equal(parse_amat(amat(rows).replace(b" \n", b"\n").rstrip()), rows)  # no blank, no last newline
+    np.testing.assert_array_equal(
+        parse_amat(amat(rows).replace(b" \n", b"\n").rstrip()), rows
+    )  # no blank, no last newline
     np.testing.assert_array_equal(parse_amat(amat(rows).replace(b"\n", b"\r\n") + b"\n\n"), rows)
 
 
@@ -223,8 +264,13 @@ def test_amat_says_where_the_text_is_wrong(text, message):
 def test_published_text_files_are_read_and_cached(tmp_path, monkeypatch, folder):
     small("binarized_mnist", monkeypatch)
     for part in SIZES:
-        write(tmp_path / "root" / folder, {f"binarized_mnist_{part}.amat": amat(arrays("binarized_mnist", part)[0])})
-        assert_is(load("binarized_mnist", part, tmp_path / "root"), *arrays("binarized_mnist", part))
+        write(
+            tmp_path / "root" / folder,
+            {f"binarized_mnist_{part}.amat": amat(arrays("binarized_mnist", part)[0])},
+        )
+        assert_is(
+            load("binarized_mnist", part, tmp_path / "root"), *arrays("binarized_mnist", part)
+        )
     assert len(files_below(tmp_path / "cache")) == 3
     both = load("binarized_mnist", "train+valid", tmp_path / "root")
     expected = np.concatenate([arrays("binarized_mnist", part)[0] for part in ("train", "valid")])
@@ -236,7 +282,9 @@ def test_a_text_file_cut_off_is_named_and_leaves_no_cache(tmp_path, monkeypatch)
     text = amat(arrays("binarized_mnist", "train")[0])
     for cut in (len(text) // 2, len(text) - 1569):  # within a row, and between two
         write(tmp_path / "root", {"binarized_mnist_train.amat": text[:cut]})
-        with pytest.raises(DataError, match="binarized_mnist_train.amat.*genbook data fetch binarized_mnist"):
+        with pytest.raises(
+            DataError, match="binarized_mnist_train.amat.*genbook data fetch binarized_mnist"
+        ):
             load("binarized_mnist", "train", tmp_path / "root")
     assert files_below(tmp_path) == ["root/binarized_mnist_train.amat"]
 
@@ -250,7 +298,9 @@ def test_archive_is_read_and_its_content_checked(tmp_path, monkeypatch):
     small("binarized_mnist", monkeypatch, digests=digests)
     path = tmp_path / "binarized_mnist" / "binarized_mnist.npz"
     path.parent.mkdir()
-    np.savez_compressed(path, **{part: images.reshape(len(images), -1) for part, images in parts.items()})
+    np.savez_compressed(
+        path, **{part: images.reshape(len(images), -1) for part, images in parts.items()}
+    )
     assert_is(load("binarized_mnist", "valid", tmp_path), parts["valid"], None)
     assert digest("binarized_mnist", "valid", tmp_path) == digests["valid"]
     assert check("binarized_mnist", tmp_path)["parts"]["train"]["verdict"] == "as published"
@@ -300,7 +350,12 @@ def test_damaged_torchvision_files_are_named(tmp_path, monkeypatch, name, damage
     content = path.read_bytes()
     flipped = bytearray(content)
     flipped[len(content) // 2] ^= 255
-    changed = {"truncated": content[: len(content) // 2], "empty": b"", "corrupt": bytes(flipped), "another file": b"a" * 99}
+    changed = {
+        "truncated": content[: len(content) // 2],
+        "empty": b"",
+        "corrupt": bytes(flipped),
+        "another file": b"a" * 99,
+    }
     path.write_bytes(changed[damage])
     with pytest.raises(DataError, match=f"{path.name}.*genbook data fetch {name} --data-root"):
         load(name, "train", tmp_path / "root")
@@ -405,7 +460,11 @@ def test_damaged_parquet_is_named(tmp_path, monkeypatch):
     ("bytes_of", "message"),
     [
         ([b"no image"] * 20, "row 0 holds no readable image"),
-        ([encode(np.zeros((3, 32, 32), np.uint8))] * 19 + [encode(np.zeros((3, 32, 31), np.uint8))], "row 19 is 32x31, not 32x32"),
+        (
+            [encode(np.zeros((3, 32, 32), np.uint8))] * 19
+            + [encode(np.zeros((3, 32, 31), np.uint8))],
+            "row 19 is 32x31, not 32x32",
+        ),
     ],
 )
 def test_images_that_are_none_are_named_by_row(tmp_path, monkeypatch, bytes_of, message):
@@ -420,7 +479,9 @@ def test_wrong_count_and_wrong_labels(tmp_path, monkeypatch):
     write_parquet("svhn", tmp_path / "svhn")
     with pytest.raises(DataError, match="holds 20 images, not 21"):
         load("svhn", "train", tmp_path)
-    small_labels = dataclasses.replace(DATASETS["svhn"], published={"train": 20, "test": 5}, classes=9)
+    small_labels = dataclasses.replace(
+        DATASETS["svhn"], published={"train": 20, "test": 5}, classes=9
+    )
     monkeypatch.setitem(DATASETS, "svhn", small_labels)
     with pytest.raises(DataError, match="labels are not 20 numbers from 0 to 8"):
         load("svhn", "train", tmp_path)
@@ -431,12 +492,18 @@ def test_wrong_count_and_wrong_labels(tmp_path, monkeypatch):
 
 def test_roots_are_searched_in_order(tmp_path, monkeypatch):
     small("binarized_mnist", monkeypatch)
-    places = {"root": tmp_path / "root", "env": tmp_path / "env", "cache": tmp_path / "cache" / "genbook"}
+    places = {
+        "root": tmp_path / "root",
+        "env": tmp_path / "env",
+        "cache": tmp_path / "cache" / "genbook",
+    }
     for seed, place in enumerate(places.values()):
         place.mkdir(parents=True)
         np.savez(place / "binarized_mnist.npz", train=arrays("binarized_mnist", "train", seed)[0])
     monkeypatch.setenv("GENBOOK_DATA", str(places["env"]))
-    for seed, (place, root) in enumerate({"root": places["root"], "env": None, "cache": None}.items()):
+    for seed, (place, root) in enumerate(
+        {"root": places["root"], "env": None, "cache": None}.items()
+    ):
         assert_is(load("binarized_mnist", "train", root), *arrays("binarized_mnist", "train", seed))
         (places[place] / "binarized_mnist.npz").unlink()
     with pytest.raises(DataError, match="genbook data fetch binarized_mnist"):
@@ -457,7 +524,9 @@ def test_decoded_copy_follows_its_source_and_survives_damage(tmp_path, monkeypat
 
     source = tmp_path / "svhn" / "test-00000-of-00001.parquet"
     before = source.stat().st_mtime_ns
-    monkeypatch.setattr(sys.modules[__name__], "arrays", lambda name, part, seed=0, draw=arrays: draw(name, part, 7))
+    monkeypatch.setattr(
+        sys.modules[__name__], "arrays", lambda name, part, seed=0, draw=arrays: draw(name, part, 7)
+    )
     write_parquet("svhn", tmp_path / "svhn")
     os.utime(source, ns=(before + 10**9, before + 10**9))
     assert_is(load("svhn", "test", tmp_path), *arrays("svhn", "test"))
@@ -611,7 +680,14 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch):
-    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+    for variable in (
+        "http_proxy",
+        "https_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+    ):
         monkeypatch.delenv(variable, raising=False)
     running = Server()
     yield running
@@ -628,7 +704,11 @@ def publish(name, server, monkeypatch):
         server.files |= {f"{part}.amat": amat(pair[0]) for part, pair in expected.items()}
         return "valid.amat"
     server.files |= known_to_torchvision(monkeypatch, server.base)
-    return {"mnist": "t10k-images-idx3-ubyte.gz", "svhn": "test_32x32.mat", "cifar10": "cifar-10-python.tar.gz"}[name]
+    return {
+        "mnist": "t10k-images-idx3-ubyte.gz",
+        "svhn": "test_32x32.mat",
+        "cifar10": "cifar-10-python.tar.gz",
+    }[name]
 
 
 REAL = ["binarized_mnist", "mnist", "svhn", "cifar10"]
@@ -641,7 +721,11 @@ def test_download(tmp_path, monkeypatch, server, name, way):
     server.ways[file] = way
     split = load(name, "test")
     assert_is(split, *arrays(name, "test"))
-    left = [path for path in files_below(tmp_path / "cache") if ".fetch-" in path or path.endswith((".gz", ".tmp"))]
+    left = [
+        path
+        for path in files_below(tmp_path / "cache")
+        if ".fetch-" in path or path.endswith((".gz", ".tmp"))
+    ]
     assert left == []
     asked = len(server.asked)
     assert fetch(name) == tmp_path / "cache" / "genbook"  # already there
@@ -651,11 +735,15 @@ def test_download(tmp_path, monkeypatch, server, name, way):
 
 @pytest.mark.parametrize("way", ["cut off", "stalled", "wrong", 404, 500])
 @pytest.mark.parametrize("name", REAL)
-def test_a_failed_download_leaves_nothing_and_can_be_repeated(tmp_path, monkeypatch, server, name, way):
+def test_a_failed_download_leaves_nothing_and_can_be_repeated(
+    tmp_path, monkeypatch, server, name, way
+):
     file = publish(name, server, monkeypatch)
     monkeypatch.setattr(data, "_TIMEOUT", 0.3)
     server.ways[file] = way
-    with pytest.raises(DataError, match=f"download from .* failed.*try again: genbook data fetch {name}"):
+    with pytest.raises(
+        DataError, match=f"download from .* failed.*try again: genbook data fetch {name}"
+    ):
         load(name, "test")
     assert files_below(tmp_path / "cache") == []
     server.ways[file] = "well"
@@ -664,7 +752,10 @@ def test_a_failed_download_leaves_nothing_and_can_be_repeated(tmp_path, monkeypa
 
 
 def test_offline_says_so(monkeypatch):
-    with pytest.raises(DataError, match="Connection refused.*With a network at hand.*genbook data fetch binarized_mnist"):
+    with pytest.raises(
+        DataError,
+        match="Connection refused.*With a network at hand.*genbook data fetch binarized_mnist",
+    ):
         load("binarized_mnist", "test")
 
 
@@ -678,7 +769,10 @@ def test_fetch_mends_what_load_complained_of(tmp_path, monkeypatch, server, name
     with pytest.raises(DataError, match="genbook data fetch"):
         load(name, "train", root)
     fetch(name, root)
-    assert_is(load(name, "train+valid" if DATASETS[name].held_out else "train", root), *arrays(name, "train"))
+    assert_is(
+        load(name, "train+valid" if DATASETS[name].held_out else "train", root),
+        *arrays(name, "train"),
+    )
 
 
 def test_fetch_completes_a_short_test_set(tmp_path, monkeypatch, server):
@@ -714,7 +808,10 @@ def test_a_download_that_is_killed_leaves_nothing_to_be_found(tmp_path, monkeypa
     server.ways["test.amat"] = "stalled"
     program = "import sys, genbook.data as d; d._BINARIZED_URL = sys.argv[1]; d.DATASETS = eval(sys.argv[2]); d.fetch('binarized_mnist')"
     table = f"{{'binarized_mnist': d.{DATASETS['binarized_mnist']!r}}}"
-    process = subprocess.Popen([sys.executable, "-c", program, data._BINARIZED_URL, table], cwd=Path(__file__).parent.parent)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, data._BINARIZED_URL, table],
+        cwd=Path(__file__).parent.parent,
+    )
     try:
         while "test.amat" not in server.asked and process.poll() is None:
             time.sleep(0.05)
@@ -741,7 +838,12 @@ def test_unknown_names_and_splits():
 
 def test_torchvision_imports_twice_and_before_torchmetrics():
     program = "import genbook.data as d; d.import_torchvision(); d.import_torchvision().datasets; import torchmetrics.image; print('well')"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
     assert done.stdout.strip() == "well", done.stderr
 
 
@@ -764,9 +866,16 @@ def test_toy_splits(name):
     dataset = DATASETS[name]
     splits = {split: load(name, split) for split in dataset.sizes}
     for split, size in dataset.sizes.items():
-        assert splits[split].images.shape == (size, *dataset.shape) and splits[split].images.dtype == torch.uint8
+        assert (
+            splits[split].images.shape == (size, *dataset.shape)
+            and splits[split].images.dtype == torch.uint8
+        )
     assert torch.equal(splits["train+valid"].images[:2000], splits["train"].images)
-    drawn = {image.tobytes() for split in ("train", "valid", "test") for image in splits[split].images.numpy()}
+    drawn = {
+        image.tobytes()
+        for split in ("train", "valid", "test")
+        for image in splits[split].images.numpy()
+    }
     assert len(drawn) == 3000  # no image twice, within a split or across
     assert fetch(name) is None and check(name)["ok"]
     assert provenance(name)["splits"]["test"]["sha256"] == digest(name, "test")
@@ -785,7 +894,9 @@ def test_a_linear_classifier_reads_the_toy_digits():
     from sklearn.linear_model import LogisticRegression
 
     train, test = load("toy_digits", "train"), load("toy_digits", "test")
-    model = LogisticRegression(max_iter=300, tol=0.01, C=0.03).fit(train.images.flatten(1).numpy(), train.labels.numpy())
+    model = LogisticRegression(max_iter=300, tol=0.01, C=0.03).fit(
+        train.images.flatten(1).numpy(), train.labels.numpy()
+    )
     accuracy = model.score(test.images.flatten(1).numpy(), test.labels.numpy())
     assert 0.8 < accuracy < 0.995
 
@@ -827,7 +938,9 @@ def test_real_sets(real_data, name):
     for split in ("train", "valid", "test"):
         images, labels = load(name, split, download=False)
         size = dataset.sizes[split]
-        assert images.shape[1:] == dataset.shape and (len(images) == size or split == "test" and len(images) <= size)
+        assert images.shape[1:] == dataset.shape and (
+            len(images) == size or split == "test" and len(images) <= size
+        )
         if name == "binarized_mnist":
             assert labels is None and set(images.unique().tolist()) == {0, 1}
         else:

@@ -36,7 +36,10 @@ def silent(timesteps=20):
 
 
 def test_sizes_of_the_recipes():
-    sizes = {name: sum(p.numel() for p in recipe.model().parameters()) for name, recipe in RECIPES.items()}
+    sizes = {
+        name: sum(p.numel() for p in recipe.model().parameters())
+        for name, recipe in RECIPES.items()
+    }
     assert sizes["ddpm-svhn"] == 8_074_051 and 2.5e6 < sizes["ddpm-svhn-compact"] < 3.5e6
     assert sizes["ddpm-toy"] < 1.2e6
     budgets = [RECIPES[f"ddpm-small-t{T}"] for T in (500, 1000, 1500)]
@@ -127,7 +130,9 @@ def test_samplers():
 def test_learning_lowers_the_loss(images):
     model = tiny(100)
     before = losses(model, images).mean()
-    training.fit(model, objective, images, epochs=15, batch_size=20, lr=3e-3, device="cpu", progress=False)
+    training.fit(
+        model, objective, images, epochs=15, batch_size=20, lr=3e-3, device="cpu", progress=False
+    )
     assert losses(model, images).mean() < 0.8 * before
 
 
@@ -135,7 +140,16 @@ def test_learning_lowers_the_loss(images):
 def recipe():
     """A smoke recipe cut down further, so that three runs of it take seconds."""
     smoke = RECIPES["ddpm-svhn"].smoke()
-    return dataclasses.replace(smoke, timesteps=12, mults=(1, 1, 1, 1), batch_size=200, samples=4, eval_images=20, bound_images=4, precision="fp32")
+    return dataclasses.replace(
+        smoke,
+        timesteps=12,
+        mults=(1, 1, 1, 1),
+        batch_size=200,
+        samples=4,
+        eval_images=20,
+        bound_images=4,
+        precision="fp32",
+    )
 
 
 def test_a_run_resumes_where_it_was(tmp_path, recipe, monkeypatch):
@@ -152,7 +166,9 @@ def test_a_run_resumes_where_it_was(tmp_path, recipe, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(ddpm, "objective", interrupted)
-        patch.setattr(ddpm.training, "fit", lambda *a, **k: fit(*a, **{**k, "checkpoint_seconds": 0}))
+        patch.setattr(
+            ddpm.training, "fit", lambda *a, **k: fit(*a, **{**k, "checkpoint_seconds": 0})
+        )
         with pytest.raises(KeyboardInterrupt):
             ddpm.train(recipe, out=tmp_path / "parts", device="cpu", progress=False)
     assert (tmp_path / "parts" / "checkpoint.pt").exists()
@@ -162,19 +178,28 @@ def test_a_run_resumes_where_it_was(tmp_path, recipe, monkeypatch):
     assert parts.record["metrics"] == whole.record["metrics"]
     names = [path.name for path in whole.samples]
     assert names == [path.name for path in parts.samples]
-    assert {"ancestral.png", "ddim.png", "images.png", "neighbours.png", "epoch-001.png"} <= set(names)
+    assert {"ancestral.png", "ddim.png", "images.png", "neighbours.png", "epoch-001.png"} <= set(
+        names
+    )
     for name in names:
-        assert (tmp_path / "parts/samples" / name).read_bytes() == (tmp_path / "ddpm-svhn/samples" / name).read_bytes()
+        assert (tmp_path / "parts/samples" / name).read_bytes() == (
+            tmp_path / "ddpm-svhn/samples" / name
+        ).read_bytes()
     for name in ("losses.csv", "terms.csv", "sampling.csv"):
         assert (tmp_path / "ddpm-svhn" / name).is_file()
     fields = {"ddpm": [field.name for field in dataclasses.fields(recipe)]}
     assert runs.validate(tmp_path / "ddpm-svhn", fields) == []
     again = ddpm.evaluate(parts)
     assert again.keys() == parts.record["metrics"].keys()
-    assert all(abs(again[key]["value"] - metric["value"]) <= metric["tolerance"] for key, metric in parts.record["metrics"].items())
+    assert all(
+        abs(again[key]["value"] - metric["value"]) <= metric["tolerance"]
+        for key, metric in parts.record["metrics"].items()
+    )
     pictures = ddpm.sample(parts, 5, seed=1)
     assert pictures.shape == (5, 3, 32, 32) and 0 <= pictures.min() and pictures.max() <= 1
-    assert torch.equal(pictures, ddpm.sample(whole, 5, seed=1)) and not torch.equal(pictures, ddpm.sample(whole, 5, seed=2))
+    assert torch.equal(pictures, ddpm.sample(whole, 5, seed=1)) and not torch.equal(
+        pictures, ddpm.sample(whole, 5, seed=2)
+    )
     built, model = ddpm.build(whole)
     assert built == recipe and not model.training
 
@@ -182,4 +207,6 @@ def test_a_run_resumes_where_it_was(tmp_path, recipe, monkeypatch):
 def test_lengths_are_refused():
     with pytest.raises(ValueError, match="timesteps must be at least 1"):
         DDPM(0)
-    assert Diffusion(linear_betas(1000)).alphas_cumprod[-1].item() == pytest.approx(4.036e-5, rel=1e-3)
+    assert Diffusion(linear_betas(1000)).alphas_cumprod[-1].item() == pytest.approx(
+        4.036e-5, rel=1e-3
+    )

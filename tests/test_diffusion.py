@@ -196,11 +196,17 @@ def test_posterior_is_bayes_rule(exact):
         prev, beta = exact.alphas_cumprod_prev[i], exact.betas[i]
         observed = torch.tensor(x_t, dtype=torch.float64)
         likelihood = Normal((1 - beta).sqrt() * grid, beta.sqrt()).log_prob(observed)
-        mass = (likelihood + Normal(prev.sqrt() * start, (1 - prev).sqrt()).log_prob(grid)).softmax(0)
+        mass = (likelihood + Normal(prev.sqrt() * start, (1 - prev).sqrt()).log_prob(grid)).softmax(
+            0
+        )
         by_grid = (mass * grid).sum()
-        mean, variance = exact.q_posterior(torch.tensor([start]).double(), observed[None], torch.tensor([i]))
+        mean, variance = exact.q_posterior(
+            torch.tensor([start]).double(), observed[None], torch.tensor([i])
+        )
         torch.testing.assert_close(mean[0], by_grid, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(variance[0], (mass * (grid - by_grid) ** 2).sum(), rtol=1e-5, atol=0.0)
+        torch.testing.assert_close(
+            variance[0], (mass * (grid - by_grid) ** 2).sum(), rtol=1e-5, atol=0.0
+        )
 
 
 def test_posterior_in_float32():
@@ -210,7 +216,9 @@ def test_posterior_in_float32():
     bar = (1 - betas).cumprod(0)
     prev = F.pad(bar[:-1], (1, 0), value=1.0)
     wanted = (prev.sqrt() * betas * x + (1 - betas).sqrt() * (1 - prev) * x_t) / (1 - bar)
-    torch.testing.assert_close(diffusion.q_posterior(x, x_t, t)[0].double(), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        diffusion.q_posterior(x, x_t, t)[0].double(), wanted, rtol=1e-5, atol=1e-5
+    )
 
 
 # Backward
@@ -236,13 +244,18 @@ def test_p_sample_moments(diffusion):
         assert abs(drawn.var() / variance - 1) < 4.5 * math.sqrt(2 / n)
     first = torch.zeros(n).long()
     assert torch.equal(
-        diffusion.p_sample(lambda x, t: answer, x, first, 0), diffusion.p_mean(lambda x, t: answer, x, first)
+        diffusion.p_sample(lambda x, t: answer, x, first, 0),
+        diffusion.p_mean(lambda x, t: answer, x, first),
     )
 
 
 def test_p_sample_refuses(diffusion):
     x = torch.zeros(2, 3)
-    for t, index in ((torch.tensor([5, 5]), 4), (torch.tensor([5, 4]), 5), (torch.tensor([T, T]), T)):
+    for t, index in (
+        (torch.tensor([5, 5]), 4),
+        (torch.tensor([5, 4]), 5),
+        (torch.tensor([T, T]), T),
+    ):
         with pytest.raises(ValueError, match="t must"):
             diffusion.p_sample(zero, x, t, index)
     with pytest.raises(ValueError, match="model must"):
@@ -286,7 +299,11 @@ def test_loop_is_reproducible_and_calls_back(diffusion):
     seen, paths = [], []
     for _ in range(2):
         torch.manual_seed(1)
-        paths.append(diffusion.p_sample_loop(model, (3, 2), callback=lambda i, x: seen.append((i, x.clone()))))
+        paths.append(
+            diffusion.p_sample_loop(
+                model, (3, 2), callback=lambda i, x: seen.append((i, x.clone()))
+            )
+        )
     assert torch.equal(*paths)
     assert [i for i, _ in seen[:T]] == list(reversed(range(T)))
     assert torch.equal(torch.stack([x for _, x in seen[:T]]), paths[0])
@@ -432,7 +449,9 @@ def test_decoder_gradient_is_that_of_the_difference():
 
 def test_mixture_noise_is_the_score(exact):
     means = torch.randn(3, 2, 4, 4, dtype=torch.float64)
-    model = GaussianMixtureNoise(exact, means, torch.tensor([0.3, 0.5, 0.8]).double(), torch.tensor([1.0, 2, 3]).double())
+    model = GaussianMixtureNoise(
+        exact, means, torch.tensor([0.3, 0.5, 0.8]).double(), torch.tensor([1.0, 2, 3]).double()
+    )
     x = torch.randn(6, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     t = torch.tensor([0, 1, 5, 20, 40, T - 1])
     (score,) = torch.autograd.grad(model.log_density(x, t).sum(), x)

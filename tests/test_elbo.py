@@ -70,9 +70,13 @@ def test_reparameterise_refuses_broadcasting():
 
 def test_reparameterise_uses_the_noise_it_is_given():
     mu, logvar, noise = torch.randn(3, 5, 4)
-    torch.testing.assert_close(reparameterise(mu, logvar, noise), mu + torch.exp(logvar).sqrt() * noise)
+    torch.testing.assert_close(
+        reparameterise(mu, logvar, noise), mu + torch.exp(logvar).sqrt() * noise
+    )
     assert torch.equal(reparameterise(mu, logvar, torch.zeros_like(mu)), mu)
-    narrow = reparameterise(mu, torch.full_like(mu, -200.0), noise)  # a variance below what single precision holds
+    narrow = reparameterise(
+        mu, torch.full_like(mu, -200.0), noise
+    )  # a variance below what single precision holds
     assert torch.equal(narrow, mu)
 
 
@@ -115,7 +119,9 @@ def test_terms_agree_with_distributions(vae):
     mu, logvar = vae.encode(images)
     log_likelihood, kl = elbo_terms(vae, images)
     assert log_likelihood.shape == kl.shape == (7,)
-    wanted = kl_divergence(Normal(mu, torch.exp(0.5 * logvar)), Normal(torch.zeros(()), torch.ones(()))).sum(1)
+    wanted = kl_divergence(
+        Normal(mu, torch.exp(0.5 * logvar)), Normal(torch.zeros(()), torch.ones(()))
+    ).sum(1)
     torch.testing.assert_close(kl, wanted)
     assert (log_likelihood < 0).all() and (kl >= 0).all()
 
@@ -142,7 +148,9 @@ def test_gradients_are_unbiased(kl):
     variance = torch.exp(logvar)
     expected = -((x - model.slope * mu) ** 2 + model.slope**2 * variance) / (2 * SIGMA**2)
     closed = (expected - 0.5 * (mu**2 + variance)).sum()
-    torch.testing.assert_close(estimated, torch.autograd.grad(closed, parameters), rtol=0.0, atol=0.03)
+    torch.testing.assert_close(
+        estimated, torch.autograd.grad(closed, parameters), rtol=0.0, atol=0.03
+    )
 
 
 def test_an_image_does_not_depend_on_its_batch(vae):
@@ -153,7 +161,9 @@ def test_an_image_does_not_depend_on_its_batch(vae):
 # Importance weights
 
 
-@pytest.mark.parametrize("function", [log_importance_weights, iwae_bound, importance_log_likelihood])
+@pytest.mark.parametrize(
+    "function", [log_importance_weights, iwae_bound, importance_log_likelihood]
+)
 @pytest.mark.parametrize("num_samples", [0, -3])
 def test_fewer_than_one_sample_is_refused(function, num_samples, x):
     with pytest.raises(ValueError, match=f"num_samples must be at least 1, got {num_samples}"):
@@ -172,7 +182,9 @@ def test_exact_posterior_gives_equal_weights(x):
     log_w = log_importance_weights(model, x, 9)
     torch.testing.assert_close(log_w, model.log_p_x(x)[:, None].expand(6, 9))
     torch.testing.assert_close(iwae_bound(model, x, 9), model.log_p_x(x))
-    torch.testing.assert_close(effective_sample_size(log_w), torch.full((6,), 9.0, dtype=torch.float64))
+    torch.testing.assert_close(
+        effective_sample_size(log_w), torch.full((6,), 9.0, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 50, 64, 1000])
@@ -181,7 +193,9 @@ def test_chunks_add_up_to_the_whole(chunk, batch_size, x):
     """The weights that the chunks computed, put together and averaged at once, give the same estimates."""
     model = LinearModel()
     estimate = importance_log_likelihood(model, x, 64, batch_size=batch_size, chunk=chunk)
-    log_w = [torch.cat([w[(asked == image).all(1)].flatten() for asked, w in model.asked]) for image in x]
+    log_w = [
+        torch.cat([w[(asked == image).all(1)].flatten() for asked, w in model.asked]) for image in x
+    ]
     assert all(len(w) == 64 for w in log_w)
     whole = log_mean_exp(torch.stack(log_w))
     torch.testing.assert_close(estimate.double(), whole, rtol=0.0, atol=1e-5)
@@ -224,7 +238,9 @@ def test_bound_of_one_draw_has_the_gradient_of_the_elbo(x):
     parameters = (model.gain, model.slope)
     of_bound = torch.autograd.grad(iwae_bound(model, many, 1).mean(), parameters)
     log_likelihood, kl = elbo_terms(model, many)
-    torch.testing.assert_close(of_bound, torch.autograd.grad((log_likelihood - kl).mean(), parameters), rtol=0, atol=0.2)
+    torch.testing.assert_close(
+        of_bound, torch.autograd.grad((log_likelihood - kl).mean(), parameters), rtol=0, atol=0.2
+    )
 
 
 def test_improbable_images_stay_finite(vae):
@@ -269,4 +285,6 @@ def test_active_units_and_effective_samples_need_samples():
         with pytest.raises(ValueError, match="log_weights must be"):
             effective_sample_size(log_weights)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        importance_log_likelihood(RECIPES["vae-mlp-z2"].smoke().model(), torch.zeros(2, 784), 5, batch_size=0)
+        importance_log_likelihood(
+            RECIPES["vae-mlp-z2"].smoke().model(), torch.zeros(2, 784), 5, batch_size=0
+        )

@@ -48,7 +48,12 @@ def test_package_sums_over_latents():
     mu, logvar = torch.randn(2, 64, 100)
     zero = torch.zeros_like(mu)
     both = kl_gaussian_gaussian_analytic(mu, logvar, zero, zero)
-    alone = torch.cat([kl_gaussian_gaussian_analytic(*(t[i : i + 1] for t in (mu, logvar, zero, zero))) for i in range(64)])
+    alone = torch.cat(
+        [
+            kl_gaussian_gaussian_analytic(*(t[i : i + 1] for t in (mu, logvar, zero, zero)))
+            for i in range(64)
+        ]
+    )
     torch.testing.assert_close(both, alone)
     estimate = kl_gaussian_gaussian_mc(mu, logvar, zero, zero, num_samples=2000)
     assert (estimate.mean() / both.mean() - 1).abs() < 0.01
@@ -74,7 +79,9 @@ def test_weighted_loss_agrees_with_the_derivation(open_run):
     """The training log holds the loss and the true bound of the same batches: they differ by (1 - β) KL."""
     run = open_run("vae-bmnist-weighted-kl")
     last = {name: values[-1] for name, values in run.metrics.items()}
-    assert -last["train_loss"] - last["train_elbo"] == pytest.approx((1 - 0.64) * last["train_kl"], abs=0.01)
+    assert -last["train_loss"] - last["train_elbo"] == pytest.approx(
+        (1 - 0.64) * last["train_kl"], abs=0.01
+    )
 
 
 # Report 003: noise scaled by the variance or by its logarithm
@@ -98,7 +105,9 @@ def test_unscaled_noise_is_none_at_zero():
 
     x = torch.randn(50, 3)
     loss, _ = unscaled_noise_objective(Said(), x)
-    torch.testing.assert_close(loss, 0.5 * x.square().sum(1).mean())  # no noise, and the KL of μ alone
+    torch.testing.assert_close(
+        loss, 0.5 * x.square().sum(1).mean()
+    )  # no noise, and the KL of μ alone
 
 
 def test_wrong_noise_overstates():
@@ -121,7 +130,18 @@ def test_unscaled_run_reports_what_the_report_does(open_run, latents, in_report,
     assert abs(right.figure("valid_elbo") - honest) < 2
     assert reported > right.figure("valid_elbo") + 10  # the seeming progress
     assert run.figure("valid_elbo") < right.figure("valid_elbo") - 10  # and what it did
-    same = ("data", "network", "hidden", "activation", "latent", "epochs", "batch_size", "optimizer", "lr", "seed")
+    same = (
+        "data",
+        "network",
+        "hidden",
+        "activation",
+        "latent",
+        "epochs",
+        "batch_size",
+        "optimizer",
+        "lr",
+        "seed",
+    )
     assert all(run.recipe[field] == right.recipe[field] for field in same)
 
 
@@ -225,12 +245,16 @@ def test_game_of_probabilities_has_another_optimum():
 
 @pytest.mark.parametrize("centre, apart", [(0.0, 1.0), (1.8, 2.3), (-3.0, 0.5), (5.0, 0.1)])
 def test_best_scores_add_up_to_one(centre, apart):
-    on_real, on_fake = torch.randn(2, 2000, dtype=torch.float64) + torch.tensor([[centre + apart], [centre - apart]])
+    on_real, on_fake = torch.randn(2, 2000, dtype=torch.float64) + torch.tensor(
+        [[centre + apart], [centre - apart]]
+    )
     slides = torch.linspace(-20, 20, 4001, dtype=torch.float64)[:, None]
     value = (logsigmoid(on_real + slides) + logsigmoid(-on_fake - slides)).mean(1)
     added = (on_real.sigmoid() + on_fake.sigmoid()).mean().item()
     best = slides[value.argmax()]
-    assert ((on_real + best).sigmoid() + (on_fake + best).sigmoid()).mean().item() == pytest.approx(1, abs=0.005)
+    assert ((on_real + best).sigmoid() + (on_fake + best).sigmoid()).mean().item() == pytest.approx(
+        1, abs=0.005
+    )
     assert (value.max() - value[2000]).item() >= (1 - added) ** 2 - 1e-9
 
 
@@ -243,7 +267,8 @@ def test_saturating_gradient_has_the_sign_of_the_other():
     """A fake that is told apart for sure: the derivatives by its logit differ in length, not in sign."""
     logit = torch.tensor([-8.0, -4.0, 0.0, 4.0], dtype=torch.float64, requires_grad=True)
     saturating, other = (
-        torch.autograd.grad(loss.sum(), logit)[0] for loss in (logsigmoid(-logit), -logsigmoid(logit))
+        torch.autograd.grad(loss.sum(), logit)[0]
+        for loss in (logsigmoid(-logit), -logsigmoid(logit))
     )
     assert (saturating < 0).all() and (other < 0).all()
     torch.testing.assert_close(saturating / other, torch.exp(logit.detach()))  # D / (1 − D)
@@ -255,7 +280,9 @@ def test_saturating_gradient_has_the_sign_of_the_other():
 def test_diagonal_is_not_isotropic():
     point, turned, zero = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.zeros(1, 2)
     for logvar, same in (((-1.0, -1.0), True), ((-1.0, 1.0), False)):
-        densities = [log_likelihood_normal(zero, torch.tensor([logvar]), z) for z in (point, turned)]
+        densities = [
+            log_likelihood_normal(zero, torch.tensor([logvar]), z) for z in (point, turned)
+        ]
         assert torch.allclose(*densities) == same
 
 
@@ -275,7 +302,10 @@ def test_printed_hellinger_objective_has_no_maximum():
     points = torch.zeros(3, 2)
     for value in c[:2]:
         found = vf_squared_hellinger(points, points, lambda x, value=value: value.expand(len(x), 1))
-        assert found.item() == pytest.approx((2 - math.exp(-value) - math.exp(value)), rel=1e-6) and found < 0
+        assert (
+            found.item() == pytest.approx((2 - math.exp(-value) - math.exp(value)), rel=1e-6)
+            and found < 0
+        )
 
 
 def test_printed_wasserstein_objective_has_no_minimum():
@@ -309,7 +339,9 @@ def test_smaller_batches_are_noisier():
 def test_interpolation_keeps_the_mean(centre):
     z_0, z_1 = centre + torch.randn(2, 200_000, dtype=torch.float64)
     z = 0.5 * z_0 + 0.5 * z_1
-    assert z.mean().item() == pytest.approx(centre, abs=0.01) and z.var().item() == pytest.approx(0.5, rel=0.02)
+    assert z.mean().item() == pytest.approx(centre, abs=0.01) and z.var().item() == pytest.approx(
+        0.5, rel=0.02
+    )
 
 
 # The reports' traversals
@@ -338,7 +370,11 @@ def test_untrained_generator_changes_along_any_latent():
 def test_norm_by_rows_lets_slopes_pass():
     for slope, fined in ((9.0, False), (12.0, True)):
         even = torch.full((3, 32, 32), slope / 3072**0.5)
-        due = lp_reg(torch.zeros(2, 3, 32, 32), torch.ones(2, 3, 32, 32), lambda z, even=even: (z * even).sum((1, 2, 3)))
+        due = lp_reg(
+            torch.zeros(2, 3, 32, 32),
+            torch.ones(2, 3, 32, 32),
+            lambda z, even=even: (z * even).sum((1, 2, 3)),
+        )
         assert due.item() == pytest.approx((slope - 1) ** 2, rel=1e-4)
         assert (even.norm(dim=-1) > 1).any() == fined
 
@@ -356,7 +392,11 @@ def test_t_by_pixel_stays_in_the_middle():
 
 def test_plus_before_the_divergence_has_no_optimum():
     """x = z + noise, q a Gaussian: a narrow q gains without end, a far one loses without end."""
-    x, prior, evidence = 1.5, Normal(0.0, 1.0), Normal(0.0, math.sqrt(2.0)).log_prob(torch.tensor(1.5)).item()
+    x, prior, evidence = (
+        1.5,
+        Normal(0.0, 1.0),
+        Normal(0.0, math.sqrt(2.0)).log_prob(torch.tensor(1.5)).item(),
+    )
 
     def printed(mean, deviation, sign=1):
         fit = -0.5 * ((x - mean) ** 2 + deviation**2) - 0.5 * math.log(2 * math.pi)
@@ -387,7 +427,9 @@ def test_bound_weighs_the_errors_of_the_noise():
         deviation = schedule.posterior_variance[t - 1].double().sqrt()
         means = [(1 - (1 - a) / rest.sqrt() * noise) / a.sqrt() for noise in (0.0, 1.0)]
         weights.append(kl_divergence(*(Normal(mean, deviation) for mean in means)).item())
-    assert weights[0] == pytest.approx(0.60, abs=0.01) and weights[1] == pytest.approx(0.0102, abs=1e-4)
+    assert weights[0] == pytest.approx(0.60, abs=0.01) and weights[1] == pytest.approx(
+        0.0102, abs=1e-4
+    )
 
 
 def test_smooth_loss_is_not_least_at_the_mean():
@@ -395,7 +437,9 @@ def test_smooth_loss_is_not_least_at_the_mean():
     guess = torch.linspace(-1, 3, 4001)
     off = noise - guess[:, None]
     least = guess[(smooth_l1_loss(off, 0 * off, reduction="none") * share).sum(1).argmin()].item()
-    assert least == pytest.approx(-0.5 + 1 / 3, abs=2e-3) and (noise * share).sum().item() == pytest.approx(0.375)
+    assert least == pytest.approx(-0.5 + 1 / 3, abs=2e-3) and (
+        noise * share
+    ).sum().item() == pytest.approx(0.375)
 
 
 @torch.no_grad()
@@ -408,7 +452,9 @@ def test_step_draws_the_earlier_image():
     guess = (1 - left[t - 1]).sqrt() * x_t / variance[t - 1]  # E[ε | x_t]
     alpha = schedule.alphas[t - 1].double()
     mean = (x_t - (1 - alpha) / (1 - left[t - 1]).sqrt() * guess) / alpha.sqrt()
-    exact = (1 - alpha) * variance[t - 2] / variance[t - 1]  # variance of x_{t-1} given x_t, from the data's density
+    exact = (
+        (1 - alpha) * variance[t - 2] / variance[t - 1]
+    )  # variance of x_{t-1} given x_t, from the data's density
     drawn = mean + exact.sqrt() * torch.randn_like(mean)
     assert drawn.var().item() == pytest.approx(variance[t - 2].item(), rel=0.01)
     assert variance[t - 2] > 1.05 * variance[t - 1]
@@ -440,4 +486,6 @@ def test_published_figures_agree_with_the_record(open_run):
 def test_formula_of_answer_1_5():
     for mean, deviation in ((0.0, 0.5), (100.0, 0.1)):
         answer = math.log(1 / deviation) + (deviation**2 + mean**2) / 2 - 0.5
-        assert answer == pytest.approx(kl_divergence(Normal(mean, deviation), Normal(0.0, 1.0)).item(), rel=1e-5)
+        assert answer == pytest.approx(
+            kl_divergence(Normal(mean, deviation), Normal(0.0, 1.0)).item(), rel=1e-5
+        )

@@ -10,7 +10,14 @@ from torch import nn
 from genbook import data, training
 from genbook.gan import minimax as gan
 from genbook.judges.classifier import class_probabilities, entropy
-from genbook.gan.minimax import GAN, RECIPES, Discriminator, Generator, discriminator_objective, generator_objective
+from genbook.gan.minimax import (
+    GAN,
+    RECIPES,
+    Discriminator,
+    Generator,
+    discriminator_objective,
+    generator_objective,
+)
 from genbook.vae.gaussian import scale_pixels
 
 
@@ -26,11 +33,20 @@ def images():
 
 def test_networks_are_those_of_the_report():
     model = GAN()
-    for part, widths in ((model.generator, [100, 128, 256, 512, 1024, 784]), (model.discriminator, [784, 512, 256, 1])):
+    for part, widths in (
+        (model.generator, [100, 128, 256, 512, 1024, 784]),
+        (model.discriminator, [784, 512, 256, 1]),
+    ):
         layers = [layer for layer in part if isinstance(layer, nn.Linear)]
         assert [layers[0].in_features, *(layer.out_features for layer in layers)] == widths
-    assert [part.num_features for part in model.generator if isinstance(part, nn.BatchNorm1d)] == [256, 512, 1024]
-    assert all(part.negative_slope == 0.2 for part in model.modules() if isinstance(part, nn.LeakyReLU))
+    assert [part.num_features for part in model.generator if isinstance(part, nn.BatchNorm1d)] == [
+        256,
+        512,
+        1024,
+    ]
+    assert all(
+        part.negative_slope == 0.2 for part in model.modules() if isinstance(part, nn.LeakyReLU)
+    )
     assert isinstance(model.generator[-2], nn.Tanh)
 
 
@@ -77,8 +93,13 @@ def test_losses_are_finite_at_any_logit(logit, images):
         model.discriminator[-1].weight.zero_()
         model.discriminator[-1].bias.fill_(logit)
     loss, _ = discriminator_objective(model, images)
-    torch.testing.assert_close(loss.item(), abs(logit) if logit else math.log(4), rtol=1e-5, atol=1e-5)
-    assert generator_objective(model, images)[0].isfinite() and generator_objective(model, images, True)[0].isfinite()
+    torch.testing.assert_close(
+        loss.item(), abs(logit) if logit else math.log(4), rtol=1e-5, atol=1e-5
+    )
+    assert (
+        generator_objective(model, images)[0].isfinite()
+        and generator_objective(model, images, True)[0].isfinite()
+    )
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -118,7 +139,9 @@ def test_the_game_of_a_generator_on_a_finite_space_ends_at_minus_log_4():
     players = torch.optim.SGD([logit], lr=1.0), torch.optim.SGD([free], lr=0.1)
 
     def value():
-        return (p * nn.functional.logsigmoid(logit)).sum() + (free.softmax(0) * nn.functional.logsigmoid(-logit)).sum()
+        return (p * nn.functional.logsigmoid(logit)).sum() + (
+            free.softmax(0) * nn.functional.logsigmoid(-logit)
+        ).sum()
 
     for _ in range(4000):
         for player, sign in zip(players, (-1, 1)):
@@ -143,16 +166,27 @@ def test_a_run_resumes_where_it_was(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gan, "generator_objective", interrupted)
-        patch.setattr(gan.training, "fit", lambda *a, **k: fit(*a, **({**k, "checkpoint_seconds": 0} if len(a[1:2]) and not callable(a[1]) else k)))
+        patch.setattr(
+            gan.training,
+            "fit",
+            lambda *a, **k: fit(
+                *a, **({**k, "checkpoint_seconds": 0} if len(a[1:2]) and not callable(a[1]) else k)
+            ),
+        )
         with pytest.raises(KeyboardInterrupt):
             gan.train(recipe, out=tmp_path / "parts", device="cpu", progress=False)
     assert (tmp_path / "parts" / "checkpoint.pt").exists()
     parts = gan.train(recipe, out=tmp_path / "parts", device="cpu", progress=False)
     assert parts.weights.read_bytes() == whole.weights.read_bytes()
     assert parts.record["metrics"] == whole.record["metrics"]
-    assert (tmp_path / "parts" / "classifier.safetensors").read_bytes() == (tmp_path / "whole" / "classifier.safetensors").read_bytes()
+    assert (tmp_path / "parts" / "classifier.safetensors").read_bytes() == (
+        tmp_path / "whole" / "classifier.safetensors"
+    ).read_bytes()
     again = gan.evaluate(parts)
-    assert all(abs(again[key]["value"] - metric["value"]) <= metric["tolerance"] for key, metric in parts.record["metrics"].items())
+    assert all(
+        abs(again[key]["value"] - metric["value"]) <= metric["tolerance"]
+        for key, metric in parts.record["metrics"].items()
+    )
     images = gan.sample(parts, 5, seed=1)
     assert images.shape == (5, 1, 28, 28) and images.min() >= 0 and images.max() <= 1
     assert torch.equal(images, gan.sample(whole, 5, seed=1))

@@ -12,7 +12,18 @@ from torch.distributions import Normal, kl_divergence
 
 from genbook import data, training
 from genbook.vae import gaussian as gaussian_vae
-from genbook.vae.gaussian import RECIPES, VAE, DiagonalGaussianDistribution, bits_per_dimension, interpolate, latent_path, nearest, objective, scale_pixels, show_pixels
+from genbook.vae.gaussian import (
+    RECIPES,
+    VAE,
+    DiagonalGaussianDistribution,
+    bits_per_dimension,
+    interpolate,
+    latent_path,
+    nearest,
+    objective,
+    scale_pixels,
+    show_pixels,
+)
 from genbook.vae.importance import importance_log_likelihood, log_importance_weights
 
 
@@ -45,7 +56,10 @@ def test_distribution_agrees_with_torch(shape, dtype):
     mean, logvar, value = torch.randn(3, *shape, dtype=dtype)
     ours, theirs = DiagonalGaussianDistribution(mean, logvar), Normal(mean, torch.exp(0.5 * logvar))
     rest = tuple(range(1, len(shape)))
-    expected = -theirs.log_prob(value), kl_divergence(theirs, Normal(torch.zeros_like(mean), torch.ones_like(mean)))
+    expected = (
+        -theirs.log_prob(value),
+        kl_divergence(theirs, Normal(torch.zeros_like(mean), torch.ones_like(mean))),
+    )
     for ours_is, each in zip((ours.nll(value), ours.kl()), expected, strict=True):
         assert ours_is.shape == (4,) and ours_is.dtype == dtype
         torch.testing.assert_close(ours_is, each.sum(rest) if rest else each, rtol=1e-4, atol=1e-4)
@@ -72,14 +86,22 @@ def test_nll_sums_over_the_axes_it_is_told(dims):
     torch.testing.assert_close(p.nll(value, dims), expected)
 
 
-@pytest.mark.parametrize(("given", "kept"), [(-1e3, -30.0), (-30.0, -30.0), (0.5, 0.5), (20.0, 20.0), (1e3, 20.0), (float("inf"), 20.0)])
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [(-1e3, -30.0), (-30.0, -30.0), (0.5, 0.5), (20.0, 20.0), (1e3, 20.0), (float("inf"), 20.0)],
+)
 def test_logvar_is_clamped(given, kept):
     p = DiagonalGaussianDistribution(torch.zeros(1, 2), torch.full((1, 2), given))
-    assert p.logvar.eq(kept).all() and all(t.isfinite().all() for t in (p.std, p.var, p.kl(), p.nll(p.mean), p.sample()))
+    assert p.logvar.eq(kept).all() and all(
+        t.isfinite().all() for t in (p.std, p.var, p.kl(), p.nll(p.mean), p.sample())
+    )
 
 
 def test_draws_have_the_moments_and_pass_gradients():
-    mean, logvar = torch.tensor([[1.0, -2.0]], requires_grad=True), torch.tensor([[0.0, -2.0]], requires_grad=True)
+    mean, logvar = (
+        torch.tensor([[1.0, -2.0]], requires_grad=True),
+        torch.tensor([[0.0, -2.0]], requires_grad=True),
+    )
     p = DiagonalGaussianDistribution(mean.expand(50_000, 2), logvar.expand(50_000, 2))
     drawn = p.sample()
     torch.testing.assert_close(drawn.mean(0), mean[0], rtol=0, atol=0.02)
@@ -121,7 +143,10 @@ def test_pixels_there_and_back():
 
 @pytest.mark.parametrize("sigma", [1.0, 0.1, 0.01, 0.004])
 def test_bits_are_never_fewer_than_those_of_the_exact_probability(sigma):
-    x, mu = torch.randint(0, 256, (500,)).double() / 127.5 - 1, 0.5 * torch.randn(500, dtype=torch.float64)
+    x, mu = (
+        torch.randint(0, 256, (500,)).double() / 127.5 - 1,
+        0.5 * torch.randn(500, dtype=torch.float64),
+    )
     mu = x + sigma * mu
     half = gaussian_vae.BIN / 2
     exact = -(Normal(mu, sigma).cdf(x + half) - Normal(mu, sigma).cdf(x - half)).log2()
@@ -143,28 +168,60 @@ def test_network_is_the_assignments(model, x):
     shapes, counts = [], []
     for layer in model.encoder:
         if isinstance(layer, nn.Conv2d):
-            assert layer.kernel_size == (4, 4) and layer.stride == (2, 2) and layer.padding == (1, 1)
+            assert (
+                layer.kernel_size == (4, 4) and layer.stride == (2, 2) and layer.padding == (1, 1)
+            )
             shapes.append(layer.out_channels)
     assert shapes == [32, 64, 128, 256]
     assert [type(layer) for layer in model.encoder[:3]] == [nn.Conv2d, nn.LeakyReLU, nn.BatchNorm2d]
-    assert all(layer.negative_slope == 0.2 for layer in model.modules() if isinstance(layer, nn.LeakyReLU))
-    assert (model.mean.in_features, model.mean.out_features) == (model.logvar.in_features, model.logvar.out_features) == (1024, 32)
+    assert all(
+        layer.negative_slope == 0.2 for layer in model.modules() if isinstance(layer, nn.LeakyReLU)
+    )
+    assert (
+        (model.mean.in_features, model.mean.out_features)
+        == (model.logvar.in_features, model.logvar.out_features)
+        == (1024, 32)
+    )
     assert model.decoder[0].out_features == 1024
-    assert [layer.out_channels for layer in model.decoder if isinstance(layer, nn.Conv2d)] == [128, 64, 32, 3]
+    assert [layer.out_channels for layer in model.decoder if isinstance(layer, nn.Conv2d)] == [
+        128,
+        64,
+        32,
+        3,
+    ]
     assert isinstance(model.decoder[-1], nn.Conv2d)  # a mean may be any real number
     with torch.no_grad():
-        counts = [tuple(h.shape[1:]) for h in (model.encoder(x[:2]), model.decoder(torch.zeros(2, 32)))]
+        counts = [
+            tuple(h.shape[1:]) for h in (model.encoder(x[:2]), model.decoder(torch.zeros(2, 32)))
+        ]
     assert counts == [(1024,), (3, 32, 32)]
-    assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"encoder", "mean", "logvar", "decoder"}
+    assert {name.split(".")[0] for name, _ in model.named_parameters()} == {
+        "encoder",
+        "mean",
+        "logvar",
+        "decoder",
+    }
 
 
 def test_shapes(model, x):
     q = model.encode(x)
-    assert isinstance(q, DiagonalGaussianDistribution) and q.mean.shape == q.logvar.shape == (40, 32)
+    assert isinstance(q, DiagonalGaussianDistribution) and q.mean.shape == q.logvar.shape == (
+        40,
+        32,
+    )
     p = model.decode(q.sample())
-    assert isinstance(p, DiagonalGaussianDistribution) and p.mean.shape == x.shape and p.var.eq(1).all()
+    assert (
+        isinstance(p, DiagonalGaussianDistribution)
+        and p.mean.shape == x.shape
+        and p.var.eq(1).all()
+    )
     mode, nll, kl = model(x)
-    assert mode.shape == x.shape and nll.shape == kl.shape == (40,) and (nll > 0).all() and (kl >= 0).all()
+    assert (
+        mode.shape == x.shape
+        and nll.shape == kl.shape == (40,)
+        and (nll > 0).all()
+        and (kl >= 0).all()
+    )
     assert model.sample(3).shape == (3, 3, 32, 32)
     assert model.log_likelihood(x[:5], 3).shape == (5,)
     assert model.encode(x[:1]).mean.shape == (1, 32)
@@ -210,7 +267,9 @@ def test_log_likelihood_is_the_average_of_weights(model, x):
         log_w = log_importance_weights(model, x[:8], 16)
     torch.testing.assert_close(estimate, torch.logsumexp(log_w, 1) - math.log(16))
     torch.manual_seed(3)
-    torch.testing.assert_close(estimate, importance_log_likelihood(model, x[:8], 16, batch_size=8, chunk=16))
+    torch.testing.assert_close(
+        estimate, importance_log_likelihood(model, x[:8], 16, batch_size=8, chunk=16)
+    )
 
 
 def test_log_likelihood_is_above_the_bound_and_needs_no_gradient(model, x):
@@ -243,10 +302,14 @@ print(before, peak())
 @pytest.mark.parametrize(("n", "K"), [(16, 200), (16, 400), (2000, 1)])
 def test_memory_grows_neither_with_images_nor_with_draws(n, K):
     """Beside the images themselves: what one chunk needs, whatever the number of chunks. Far below the 2 GB that are allowed."""
-    done = subprocess.run([sys.executable, "-c", MEMORY, str(n), str(K)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(n), str(K)], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     before, peak = (int(kilobytes) / 1024 for kilobytes in done.stdout.split())
-    assert peak - before < 400 and peak < 1500  # of which the check for NaN takes one copy of the images
+    assert (
+        peak - before < 400 and peak < 1500
+    )  # of which the check for NaN takes one copy of the images
 
 
 def test_training_mode_differs_from_evaluation(x):
@@ -257,7 +320,9 @@ def test_training_mode_differs_from_evaluation(x):
             model(x)
         assert not torch.allclose(model.encode(x[:8]).mean, model.encode(x).mean[:8], atol=1e-3)
         model.eval()
-        torch.testing.assert_close(model.encode(x[:8]).mean, model.encode(x).mean[:8], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            model.encode(x[:8]).mean, model.encode(x).mean[:8], rtol=1e-4, atol=1e-5
+        )
 
 
 # The learned variance
@@ -282,7 +347,14 @@ def test_models_start_alike():
 
 def test_recipes_are_the_assignments():
     plain, sigma = RECIPES["vae-svhn"], RECIPES["vae-svhn-sigma"]
-    assert (plain.latent, plain.lr, plain.batch_size, plain.epochs, plain.optimizer, plain.seed) == (32, 1e-4, 64, 30, "adam", 0)
+    assert (
+        plain.latent,
+        plain.lr,
+        plain.batch_size,
+        plain.epochs,
+        plain.optimizer,
+        plain.seed,
+    ) == (32, 1e-4, 64, 30, "adam", 0)
     assert plain.sample_epochs == tuple(range(0, 31, 5)) and plain.eval_samples == 200
     assert dataclasses.replace(plain, name=sigma.name, learned_variance=True) == sigma
 
@@ -346,7 +418,13 @@ def test_arc_of_nearly_equal_or_opposite_ends():
         latent_path(z, -z, 3, spherical=True)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [((torch.zeros(3), torch.zeros(4), 5), "3 and 4 numbers"), ((torch.zeros(3), torch.zeros(3), 1), "at least 2")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.zeros(3), torch.zeros(4), 5), "3 and 4 numbers"),
+        ((torch.zeros(3), torch.zeros(3), 1), "at least 2"),
+    ],
+)
 def test_bad_paths_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         latent_path(*arguments)
@@ -364,18 +442,46 @@ def test_nearest_finds_the_image_itself(images, x):
 
 
 def test_smoke_run_keeps_what_the_chapter_shows(tmp_path):
-    recipe = dataclasses.replace(RECIPES["vae-svhn-sigma"].smoke(), epochs=1, sample_epochs=(0, 1), eval_images=8, eval_samples=2)
+    recipe = dataclasses.replace(
+        RECIPES["vae-svhn-sigma"].smoke(),
+        epochs=1,
+        sample_epochs=(0, 1),
+        eval_images=8,
+        eval_samples=2,
+    )
     run = gaussian_vae.train(recipe, out=tmp_path / recipe.name, device="cpu", progress=False)
-    names = {path.relative_to(run.path).as_posix() for path in run.path.rglob("*") if path.is_file()}
-    pictures = {f"samples/epoch-{epoch:03d}-{kind}.png" for epoch in (0, 1) for kind in ("samples", "reconstructions")}
-    assert names == {"run.json", "metrics.csv", "model.safetensors", "profile.csv", "spectrum.csv", "samples/neighbours.png", *pictures}
-    columns = {f"{split}_{term}" for split in ("train_set", "valid") for term in ("elbo", "nll", "kl")}
-    assert columns | {"epoch", "seconds", "output_std", "train_elbo", "train_nll", "train_kl"} <= run.metrics.keys()
+    names = {
+        path.relative_to(run.path).as_posix() for path in run.path.rglob("*") if path.is_file()
+    }
+    pictures = {
+        f"samples/epoch-{epoch:03d}-{kind}.png"
+        for epoch in (0, 1)
+        for kind in ("samples", "reconstructions")
+    }
+    assert names == {
+        "run.json",
+        "metrics.csv",
+        "model.safetensors",
+        "profile.csv",
+        "spectrum.csv",
+        "samples/neighbours.png",
+        *pictures,
+    }
+    columns = {
+        f"{split}_{term}" for split in ("train_set", "valid") for term in ("elbo", "nll", "kl")
+    }
+    assert (
+        columns | {"epoch", "seconds", "output_std", "train_elbo", "train_nll", "train_kl"}
+        <= run.metrics.keys()
+    )
     assert run.recipe["family"] == "gaussian-vae"
     assert run.metrics["output_std"][0] == 1 > run.metrics["output_std"][-1]
     again = gaussian_vae.evaluate(run)
     assert again.keys() == run.record["metrics"].keys()
-    assert all(abs(again[key]["value"] - run.figure(key)) <= run.record["metrics"][key]["tolerance"] for key in again)
+    assert all(
+        abs(again[key]["value"] - run.figure(key)) <= run.record["metrics"][key]["tolerance"]
+        for key in again
+    )
     pixels = gaussian_vae.sample(run, 4, seed=1)
     assert pixels.shape == (4, 3, 32, 32) and pixels.min() >= 0 and pixels.max() <= 1
     assert torch.equal(pixels, gaussian_vae.sample(run, 4, seed=1))

@@ -16,8 +16,16 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = [path for path in sorted((ROOT / "genbook").glob("*.py")) if path.name not in ("__init__.py", "_modidx.py")]
-BOOK_TOOLS = {"nbformat", "jupyter_cache", "sphinx"}  # genbook.book imports them where the site is built
+MODULES = [
+    path
+    for path in sorted((ROOT / "genbook").glob("*.py"))
+    if path.name not in ("__init__.py", "_modidx.py")
+]
+BOOK_TOOLS = {
+    "nbformat",
+    "jupyter_cache",
+    "sphinx",
+}  # genbook.book imports them where the site is built
 
 
 def settings() -> dict[str, str]:
@@ -29,13 +37,23 @@ def settings() -> dict[str, str]:
 # What the public names say
 
 
-def public_definitions() -> dict[str, tuple[ast.FunctionDef | ast.ClassDef, str, dict[str, ast.FunctionDef]]]:
+def public_definitions() -> dict[
+    str, tuple[ast.FunctionDef | ast.ClassDef, str, dict[str, ast.FunctionDef]]
+]:
     """Public functions, classes and their public methods by name, with the docstring that says of them, and the module's checks."""
     found = {}
     for path in MODULES:
         tree = ast.parse(path.read_text("utf8"))
-        public = next(ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "__all__")
-        checks = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("_check")}
+        public = next(
+            ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
+        )
+        checks = {
+            node.name: node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("_check")
+        }
         for node in tree.body:
             if getattr(node, "name", None) not in public:
                 continue
@@ -44,7 +62,10 @@ def public_definitions() -> dict[str, tuple[ast.FunctionDef | ast.ClassDef, str,
             for method in node.body if isinstance(node, ast.ClassDef) else []:
                 if not isinstance(method, ast.FunctionDef):
                     continue
-                if method.name in ("__init__", "__post_init__"):  # the class says what they take and raise
+                if method.name in (
+                    "__init__",
+                    "__post_init__",
+                ):  # the class says what they take and raise
                     found[f"{name}.{method.name}"] = method, said, checks
                 elif not method.name.startswith("_"):
                     found[f"{name}.{method.name}"] = method, ast.get_docstring(method), checks
@@ -72,11 +93,25 @@ def test_a_public_name_says_what_it_takes_and_raises(name):
     assert said, "no docstring"
     if isinstance(node, ast.ClassDef):
         return
-    arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
-    types = {argument.arg: argument.annotation for argument in arguments if argument and argument.arg not in ("self", "cls")}
-    assert not [argument for argument, kind in types.items() if kind is None], "arguments without a type"
+    arguments = [
+        *node.args.posonlyargs,
+        *node.args.args,
+        *node.args.kwonlyargs,
+        node.args.vararg,
+        node.args.kwarg,
+    ]
+    types = {
+        argument.arg: argument.annotation
+        for argument in arguments
+        if argument and argument.arg not in ("self", "cls")
+    }
+    assert not [argument for argument, kind in types.items() if kind is None], (
+        "arguments without a type"
+    )
     for argument in node.args.args + node.args.kwonlyargs:
-        assert ast.unparse(types.get(argument.arg, argument)) != "Tensor", f"{argument.arg}: a tensor without a shape"
+        assert ast.unparse(types.get(argument.arg, argument)) != "Tensor", (
+            f"{argument.arg}: a tensor without a shape"
+        )
     if node.name not in ("__init__", "__post_init__"):
         assert node.returns is not None, "no type of the result"
     errors = raised(node, checks)
@@ -84,7 +119,9 @@ def test_a_public_name_says_what_it_takes_and_raises(name):
         # The docstring is the help text, and `main` makes every ValueError an exit status.
         errors.discard("ValueError")
     for error in errors:
-        assert ("exit status" if error == "typer.Exit" else error) in said.replace("Exit", "exit"), f"raises {error} and doesn't say so"
+        assert ("exit status" if error == "typer.Exit" else error) in said.replace(
+            "Exit", "exit"
+        ), f"raises {error} and doesn't say so"
 
 
 def test_what_the_package_imports_is_required():
@@ -96,10 +133,14 @@ def test_what_the_package_imports_is_required():
                 names = [alias.name for alias in node.names]
             else:
                 names = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-            for name in {name.split(".")[0] for name in names} - {"genbook"} - sys.stdlib_module_names:
+            for name in (
+                {name.split(".")[0] for name in names} - {"genbook"} - sys.stdlib_module_names
+            ):
                 if path.stem == "book" and name in BOOK_TOOLS:
                     continue
-                assert required & {given.lower() for given in distributions.get(name, [])}, f"{path.name} imports {name}"
+                assert required & {given.lower() for given in distributions.get(name, [])}, (
+                    f"{path.name} imports {name}"
+                )
 
 
 # The wheel
@@ -112,10 +153,24 @@ def wheel(tmp_path_factory) -> Path:
     (place / "tree").mkdir()
     for path in ROOT.iterdir():
         if path.name == "genbook":
-            shutil.copytree(path, place / "tree" / "genbook", ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                path, place / "tree" / "genbook", ignore=shutil.ignore_patterns("__pycache__")
+            )
         elif not path.name.startswith((".", "build")) and path.suffix != ".egg-info":
             (place / "tree" / path.name).symlink_to(path)
-    command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "--no-index", "-w", place, "-q"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        ".",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        place,
+        "-q",
+    ]
     done = subprocess.run(command, cwd=place / "tree", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (found,) = place.glob("*.whl")
@@ -131,10 +186,14 @@ def unpacked(wheel) -> Path:
 
 
 def test_the_wheel_holds_the_package_alone(unpacked):
-    files = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
+    files = {
+        path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()
+    }
     package = {f"genbook/{path.name}" for path in (ROOT / "genbook").glob("*.py")}
     assert package <= files
-    assert all(name.split("/")[0].endswith(".dist-info") for name in files - package), files - package
+    assert all(name.split("/")[0].endswith(".dist-info") for name in files - package), (
+        files - package
+    )
 
 
 def test_the_wheel_says_what_settings_ini_says(unpacked):
@@ -143,9 +202,15 @@ def test_the_wheel_says_what_settings_ini_says(unpacked):
     assert (said.name, said.version) == (wanted["lib_name"], wanted["version"])
     assert said.metadata["Requires-Python"] == f">={wanted['min_python']}"
     requirements = [Requirement(line) for line in said.requires]
-    assert {str(line) for line in requirements if line.marker is None} == {str(Requirement(line)) for line in wanted["requirements"].split()}
-    assert all(str(line.marker) == 'extra == "dev"' for line in requirements if line.marker is not None)
-    assert [(entry.name, entry.value) for entry in said.entry_points if entry.group == "console_scripts"] == [("genbook", "genbook.cli:main")]
+    assert {str(line) for line in requirements if line.marker is None} == {
+        str(Requirement(line)) for line in wanted["requirements"].split()
+    }
+    assert all(
+        str(line.marker) == 'extra == "dev"' for line in requirements if line.marker is not None
+    )
+    assert [
+        (entry.name, entry.value) for entry in said.entry_points if entry.group == "console_scripts"
+    ] == [("genbook", "genbook.cli:main")]
 
 
 # The wheel at work, where nothing of the book is installed
@@ -175,7 +240,11 @@ print(json.dumps(seen))
 
 def as_a_user(code: str, *arguments: str | Path, cwd: Path = ROOT) -> str:
     """What a program prints that has the unpacked wheel, and the checkout or another folder as its working directory."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("GENBOOK_", "PYTHON"))}
+    clean = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("GENBOOK_", "PYTHON"))
+    }
     command = [sys.executable, "-I", "-c", PREAMBLE + code, *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -185,7 +254,19 @@ def as_a_user(code: str, *arguments: str | Path, cwd: Path = ROOT) -> str:
 @pytest.fixture(scope="module")
 def imported(unpacked) -> dict[str, tuple[str, set[str]]]:
     """Of each module its file and what was loaded once it was imported: first those that load little."""
-    light = ["", ".runs", ".book", ".cli", ".scoreboard", ".likelihoods", ".divergences", ".data", ".training", ".elbo", ".importance"]
+    light = [
+        "",
+        ".runs",
+        ".book",
+        ".cli",
+        ".scoreboard",
+        ".likelihoods",
+        ".divergences",
+        ".data",
+        ".training",
+        ".elbo",
+        ".importance",
+    ]
     rest = [f".{path.stem}" for path in MODULES if f".{path.stem}" not in light]
     seen = json.loads(as_a_user(IMPORTS, unpacked, *(f"genbook{name}" for name in light + rest)))
     return {name: (file, set(loaded)) for name, (file, loaded) in seen.items()}
@@ -199,16 +280,40 @@ def test_every_module_imports_from_the_wheel(imported, unpacked):
 
 def test_imports_are_light(imported):
     """No pyplot, no network client and no reader of data files comes with the package; without torch its parts that need none."""
-    without_torch = {"genbook", *(f"genbook.{name}" for name in ("runs", "book", "cli", "scoreboard"))}
+    without_torch = {
+        "genbook",
+        *(f"genbook.{name}" for name in ("runs", "book", "cli", "scoreboard")),
+    }
     with_figures = [name for name in imported if "matplotlib" in imported[name][1]]
-    assert with_figures and not {"genbook.data", "genbook.training", "genbook.vae.importance"} & set(with_figures)
-    heavy = {"sklearn", "pandas", "pyarrow", "torchvision", "scipy", "matplotlib.pyplot", "requests", "httpx", "aiohttp"}
+    assert with_figures and not {
+        "genbook.data",
+        "genbook.training",
+        "genbook.vae.importance",
+    } & set(with_figures)
+    heavy = {
+        "sklearn",
+        "pandas",
+        "pyarrow",
+        "torchvision",
+        "scipy",
+        "matplotlib.pyplot",
+        "requests",
+        "httpx",
+        "aiohttp",
+    }
     for name, (_, loaded) in imported.items():
-        unwanted = heavy | ({"torch", "numpy"} if name in without_torch else set()) | (set() if name in with_figures else {"PIL"})
+        unwanted = (
+            heavy
+            | ({"torch", "numpy"} if name in without_torch else set())
+            | (set() if name in with_figures else {"PIL"})
+        )
         assert not unwanted & loaded, name
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf8"), flags=re.DOTALL))
+@pytest.mark.parametrize(
+    "code",
+    re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf8"), flags=re.DOTALL),
+)
 def test_the_readme_s_python_runs(code, unpacked):
     assert re.search(r"^-\d+\.\d+ nats an image$", as_a_user(code, unpacked), re.MULTILINE)
 
@@ -216,4 +321,7 @@ def test_the_readme_s_python_runs(code, unpacked):
 def test_a_user_s_folder_is_where_records_go(unpacked, tmp_path):
     """And never the folder of installed packages, where no checkout is at hand."""
     code = "from genbook import book, runs; print(runs.runs_root(), book.book_root())"
-    assert as_a_user(code, unpacked, cwd=tmp_path).split() == [str(tmp_path / "runs"), str(tmp_path)]
+    assert as_a_user(code, unpacked, cwd=tmp_path).split() == [
+        str(tmp_path / "runs"),
+        str(tmp_path),
+    ]

@@ -10,7 +10,15 @@ from sklearn.exceptions import ConvergenceWarning
 from genbook import data, training
 from genbook.diffusion import probes
 from genbook.diffusion.ddpm import DDPM
-from genbook.diffusion.probes import RECIPES, SAMPLERS, bring_back, draw, layers, linear_probe, unet_features
+from genbook.diffusion.probes import (
+    RECIPES,
+    SAMPLERS,
+    bring_back,
+    draw,
+    layers,
+    linear_probe,
+    unet_features,
+)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +138,12 @@ def test_probe_of_labels_is_right():
 @pytest.fixture
 def smoke():
     return dataclasses.replace(
-        RECIPES["ddpm-svhn-compact-probes"].smoke(), samplers=(("ddim", 2),), noised_at=(500, 1000), looked_at=(), samples=16, returned=8
+        RECIPES["ddpm-svhn-compact-probes"].smoke(),
+        samplers=(("ddim", 2),),
+        noised_at=(500, 1000),
+        looked_at=(),
+        samples=16,
+        returned=8,
     )
 
 
@@ -149,7 +162,9 @@ def test_an_interrupted_measurement_goes_on(smoke, tmp_path, monkeypatch):
         probes.train(smoke, out=tmp_path / "cut", progress=False)
     run = probes.train(smoke, out=tmp_path / "cut", progress=False)
     assert calls == [500, 1000, 1000]  # the first is not measured again
-    assert {k: v["value"] for k, v in run.record["metrics"].items()} == {k: v["value"] for k, v in whole.record["metrics"].items()}
+    assert {k: v["value"] for k, v in run.record["metrics"].items()} == {
+        k: v["value"] for k, v in whole.record["metrics"].items()
+    }
     assert not (run.path / "checkpoint.pt").exists()
     assert probes.evaluate(run) == run.record["metrics"]
     with pytest.raises(ValueError, match="holds measurements; sample ddpm-toy instead"):
@@ -157,7 +172,9 @@ def test_an_interrupted_measurement_goes_on(smoke, tmp_path, monkeypatch):
 
 
 def test_another_recipe_s_checkpoint_is_refused(smoke, tmp_path, monkeypatch):
-    monkeypatch.setattr(probes, "bring_back", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        probes, "bring_back", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         probes.train(smoke, out=tmp_path, progress=False)
     with pytest.raises(ValueError, match="seed"):
@@ -173,14 +190,22 @@ def test_validation_images_choose_the_probe(smoke, tmp_path):
     """Of two layers the one that is better on validation images is reported, though it is worse on test images."""
     recipe = dataclasses.replace(smoke, noised_at=(), looked_at=(0,))
     found = {f"reference.{split}_features": torch.randn(32, 4) for split in ("train", "test")}
-    found |= {"ddim-2.features": torch.randn(16, 4), "probe-others.VAE": torch.tensor([0.3, 0.2]), "probe-others.pixels": torch.tensor([0.2, 0.1])}
+    found |= {
+        "ddim-2.features": torch.randn(16, 4),
+        "probe-others.VAE": torch.tensor([0.3, 0.2]),
+        "probe-others.pixels": torch.tensor([0.2, 0.1]),
+    }
     found |= {"probe-0.middle": torch.tensor([0.6, 0.5]), "probe-0.last": torch.tensor([0.5, 0.7])}
     metrics = probes.final_metrics(recipe, found)
-    assert metrics["network_probe"]["value"] == 0.5 and "0.middle" in metrics["network_probe"]["note"]
+    assert (
+        metrics["network_probe"]["value"] == 0.5 and "0.middle" in metrics["network_probe"]["note"]
+    )
     assert metrics["vae_probe"]["value"] == pytest.approx(0.2) and "digit_lost" not in metrics
 
 
 def test_the_three_lengths_are_measured_alike():
     recipes = [RECIPES[f"ddpm-small-t{T}-probes"] for T in (500, 1000, 1500)]
     assert len({dataclasses.replace(r, name="", model="", samplers=()) for r in recipes}) == 1
-    assert [r.samplers for r in recipes] == [(("ddim", 50), ("ancestral", T)) for T in (500, 1000, 1500)]
+    assert [r.samplers for r in recipes] == [
+        (("ddim", 50), ("ancestral", T)) for T in (500, 1000, 1500)
+    ]

@@ -105,7 +105,9 @@ def test_kernel_distance_does_not_depend_on_how_it_is_cut():
     x, y = torch.randn(2300, 2).double(), torch.randn(1001, 2).double()
     kernels = [(a @ b.T / 2 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
     own = [(k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in kernels[:2]]
-    assert kernel_distance(x, y) == pytest.approx((own[0] + own[1] - 2 * kernels[2].mean()).item(), abs=1e-11)
+    assert kernel_distance(x, y) == pytest.approx(
+        (own[0] + own[1] - 2 * kernels[2].mean()).item(), abs=1e-11
+    )
 
 
 def test_precision_and_recall_at_their_ends():
@@ -152,17 +154,23 @@ def test_bad_features_are_refused(measure, x, told):
     good = torch.randn(8, 3)
     with pytest.raises(ValueError, match=told):
         measure(x, good)
-    with pytest.raises(ValueError, match=told.replace("4 and 3", "3 and 4").replace("x|real", "y|fake")):
+    with pytest.raises(
+        ValueError, match=told.replace("4 and 3", "3 and 4").replace("x|real", "y|fake")
+    ):
         measure(good, x)
 
 
 def test_class_shares():
     p = torch.eye(4)[[0, 0, 0, 2, 1, 0, 2, 2]]
     torch.testing.assert_close(class_shares(p), torch.tensor([4, 1, 3, 0]).double() / 8)
-    torch.testing.assert_close(class_shares(torch.softmax(torch.randn(50, 7), 1)).sum(), torch.ones(()).double())
+    torch.testing.assert_close(
+        class_shares(torch.softmax(torch.randn(50, 7), 1)).sum(), torch.ones(()).double()
+    )
 
 
-@pytest.mark.parametrize("p", [torch.randn(5, 3), torch.ones(5, 3), torch.ones(1, 1), torch.full((3, 2), math.nan)])
+@pytest.mark.parametrize(
+    "p", [torch.randn(5, 3), torch.ones(5, 3), torch.ones(1, 1), torch.full((3, 2), math.nan)]
+)
 def test_scores_are_no_probabilities(p):
     with pytest.raises(ValueError, match="probabilities must"):
         class_shares(p)

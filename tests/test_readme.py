@@ -16,7 +16,9 @@ def blocks(language: str) -> list[str]:
 
 
 def test_results_are_those_of_the_records():
-    table = re.search(r"<!-- scoreboard -->\n(.*?)\n<!-- /scoreboard -->", README.read_text(), flags=re.DOTALL)[1]
+    table = re.search(
+        r"<!-- scoreboard -->\n(.*?)\n<!-- /scoreboard -->", README.read_text(), flags=re.DOTALL
+    )[1]
     assert table == scoreboard.markdown(scoreboard.rows()), "run `make export`"
     assert table.count("\n") >= 2 + len(scoreboard.HEADLINES) - 1
 
@@ -44,4 +46,6 @@ def test_named_recipes_exist():
 
 def test_every_record_has_a_headline():
     names = {path.parent.name for path in runs_root().glob("*/run.json")}
-    assert names == set(scoreboard.HEADLINES), "each record has a row in the scoreboard, and each row a record"
+    assert names == set(scoreboard.HEADLINES), (
+        "each record has a row in the scoreboard, and each row a record"
+    )

@@ -18,7 +18,9 @@ def notebook(title: str, *code: str) -> str:
         cell = {"cell_type": "code", "id": f"code-{number}", "metadata": {}, "source": source}
         cells.append({**cell, "outputs": [], "execution_count": None})
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    return json.dumps({"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5})
+    return json.dumps(
+        {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    )
 
 
 @pytest.fixture
@@ -36,7 +38,9 @@ def small_book(root, tmp_path):
         (tmp_path / f"runs/{name}/run.json").write_text("1")
     (tmp_path / "nbs/index.ipynb").write_text(notebook("A book"))
     reads = "print('value', open('../../runs/' + 'first' + '/run.json').read())"
-    (tmp_path / "nbs/part/one.ipynb").write_text(notebook("One", "#| eval: false\nfrom genbook.shallow import x", reads))
+    (tmp_path / "nbs/part/one.ipynb").write_text(
+        notebook("One", "#| eval: false\nfrom genbook.shallow import x", reads)
+    )
     (tmp_path / "nbs/part/two.ipynb").write_text(notebook("Two", "#| echo: false\nprint('two')"))
     return tmp_path
 
@@ -47,7 +51,14 @@ def build(folder: Path) -> set[str]:
         Path(sys.executable).with_name("jupyter-book"), "build", "nbs", "--config", "_config.yml",
         "--toc", folder / "_toc.yml", "--path-output", ".", "-W", "-n", "--keep-going",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout
     return set(re.findall(r"^(\w+)\.ipynb: [\d.]+ s$", done.stdout, re.MULTILINE))
 
@@ -57,7 +68,9 @@ def test_only_what_changed_runs_again(small_book):
     assert build(small_book) == {"index", "one", "two"}
     assert build(small_book) == set()
 
-    (small_book / "genbook/deep.py").write_text("x = 2")  # imported by a module that chapter one imports
+    (small_book / "genbook/deep.py").write_text(
+        "x = 2"
+    )  # imported by a module that chapter one imports
     assert build(small_book) == {"one"}
 
     (small_book / "runs/first/run.json").write_text("22222")

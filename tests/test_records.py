@@ -32,11 +32,21 @@ RECORDS = {run.name: run for run in runs.all_runs(ROOT) if "+" not in run.name}
 BINARY = [name for name, run in RECORDS.items() if run.recipe["family"] == "vae"]
 COLOUR = [name for name, run in RECORDS.items() if run.recipe["family"] == "gaussian-vae"]
 CRITICS = [name for name, run in RECORDS.items() if run.recipe["family"] == "critics"]
-KINDS = {"vae": ("-means", "-draws"), "gaussian-vae": ("-samples", "-reconstructions"), "gan": ("-samples",), "ddpm": ("",)}  # of pictures
+KINDS = {
+    "vae": ("-means", "-draws"),
+    "gaussian-vae": ("-samples", "-reconstructions"),
+    "gan": ("-samples",),
+    "ddpm": ("",),
+}  # of pictures
 PROBES = [name for name, run in RECORDS.items() if run.recipe["family"] == "probes"]
-REPRESENTATIONS = [name for name, run in RECORDS.items() if run.recipe["family"] in ("simsiam", "relatives")]
+REPRESENTATIONS = [
+    name for name, run in RECORDS.items() if run.recipe["family"] in ("simsiam", "relatives")
+]
 DIFFUSION = [name for name, run in RECORDS.items() if run.recipe["family"] == "ddpm"]
-FIELDS = {kind: [field.name for field in dataclasses.fields(recipe)] for kind, recipe in cli.all_recipes().values()}
+FIELDS = {
+    kind: [field.name for field in dataclasses.fields(recipe)]
+    for kind, recipe in cli.all_recipes().values()
+}
 
 
 def record(name):
@@ -86,7 +96,11 @@ def test_record_is_of_its_recipe(name):
     family, recipe = cli.find_recipe(name)
     unused = {"channels"} if getattr(recipe, "network", None) == "mlp" else set()
     expected = {"family": family, **json.loads(json.dumps(dataclasses.asdict(recipe)))}
-    assert {key: (run.recipe[key], value) for key, value in expected.items() if run.recipe[key] != value and key not in unused} == {}
+    assert {
+        key: (run.recipe[key], value)
+        for key, value in expected.items()
+        if run.recipe[key] != value and key not in unused
+    } == {}
     assert run.record["epochs_done"] == recipe.epochs
     if family == "critics":  # no data set, no epochs, no pictures
         assert run.metrics["iteration"] == list(range(0, recipe.steps + 1, recipe.log_every))
@@ -102,7 +116,9 @@ def test_record_is_of_its_recipe(name):
 def test_record_says_nothing_of_the_machine_s_folders():
     for run in RECORDS.values():
         text = (run.path / "run.json").read_text()
-        assert not any(place in text for place in ("/home", "/root", "/tmp", "/work", "/Users", "\\\\"))
+        assert not any(
+            place in text for place in ("/home", "/root", "/tmp", "/work", "/Users", "\\\\")
+        )
 
 
 # What the records must show
@@ -128,7 +144,9 @@ def test_monte_carlo_kl_costs_little(figure):
 
 def test_best_is_quick():
     best = record("vae-bmnist-best").record
-    assert best["seconds"] <= 1800 and best["device"]["kind"] == "cpu" and best["device"]["cores"] <= 2
+    assert (
+        best["seconds"] <= 1800 and best["device"]["kind"] == "cpu" and best["device"]["cores"] <= 2
+    )
 
 
 @pytest.mark.parametrize(("name", "elbo"), [("vae-mlp-z2", -154.5), ("vae-mlp-z20", -101.0)])
@@ -166,13 +184,21 @@ def test_bounds_are_those_of_the_weights(name, images):
     _, model = vae.build(run)
     for split in ("valid", "test"):
         log_likelihood, divergence = vae.elbo_of(model, images(run, split))
-        for figure, values in ((f"{split}_elbo", log_likelihood - divergence), (f"{split}_kl", divergence)):
+        for figure, values in (
+            (f"{split}_elbo", log_likelihood - divergence),
+            (f"{split}_kl", divergence),
+        ):
             metric = run.record["metrics"][figure]
             assert abs(values.mean().item() - metric["value"]) <= metric["tolerance"], figure
-            assert metric["n"] == len(values) and abs(values.std().item() / len(values) ** 0.5 - metric["se"]) < 0.01
+            assert (
+                metric["n"] == len(values)
+                and abs(values.std().item() / len(values) ** 0.5 - metric["se"]) < 0.01
+            )
 
 
-@pytest.mark.parametrize("name", [name for name in BINARY if RECORDS[name].recipe["objective"] != "unscaled-noise"])
+@pytest.mark.parametrize(
+    "name", [name for name in BINARY if RECORDS[name].recipe["objective"] != "unscaled-noise"]
+)
 def test_log_likelihood_is_that_of_the_weights(name, images):
     """The first images of the test set: their mean gap between log p(x) and the bound is the record's, within five standard errors.
 
@@ -208,9 +234,13 @@ def test_a_learned_variance_is_worth_thousands_of_nats():
 def test_figures_of_colour_images_are_in_order(name):
     run = RECORDS[name]
     for split in ("valid", "test"):
-        assert run.figure(f"{split}_elbo") == pytest.approx(-run.figure(f"{split}_nll") - run.figure(f"{split}_kl"), abs=0.01)
+        assert run.figure(f"{split}_elbo") == pytest.approx(
+            -run.figure(f"{split}_nll") - run.figure(f"{split}_kl"), abs=0.01
+        )
     assert run.figure("test_gain") > 0
-    assert run.figure("test_log_px") == pytest.approx(run.figure("test_elbo") + run.figure("test_gain"), abs=1e-6)
+    assert run.figure("test_log_px") == pytest.approx(
+        run.figure("test_elbo") + run.figure("test_gain"), abs=1e-6
+    )
     assert run.figure("test_bits") < run.figure("test_elbo_bits")
     assert 0 < run.figure("active_units") <= run.recipe["latent"]
 
@@ -219,15 +249,24 @@ def test_figures_of_colour_images_are_in_order(name):
 def test_portrait_is_whole(name):
     """What the chapter shows of the data, which it does not have."""
     with open(RECORDS[name].path / "profile.csv", newline="") as file:
-        profile = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        profile = [
+            {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)
+        ]
     with open(RECORDS[name].path / "spectrum.csv", newline="") as file:
-        spectrum = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        spectrum = [
+            {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)
+        ]
     assert [row["latent"] for row in profile] == list(range(RECORDS[name].recipe["latent"]))
     active = sum(row["variance_of_mean"] > gaussian_vae.ACTIVE for row in profile)
     assert active == RECORDS[name].figure("active_units")
-    assert all(abs(row["mean"]) < max(abs(row[f"mean_{label}"]) for label in range(10)) + 1e-6 for row in profile)
+    assert all(
+        abs(row["mean"]) < max(abs(row[f"mean_{label}"]) for label in range(10)) + 1e-6
+        for row in profile
+    )
     assert [row["frequency"] for row in spectrum] == list(range(1, 17))
-    assert all(row["reconstructions"] < row["images"] for row in spectrum if row["frequency"] >= 4)  # blur
+    assert all(
+        row["reconstructions"] < row["images"] for row in spectrum if row["frequency"] >= 4
+    )  # blur
     assert (RECORDS[name].path / "samples" / "neighbours.png").is_file()
 
 
@@ -252,8 +291,13 @@ def test_log_likelihood_of_colour_images_is_that_of_the_weights(name, images):
     some = images(run, "test")[:250]  # the first batch of the bound: the same noise
     nll, kl, _ = gaussian_vae.elbo_of(model, some)
     with own_randomness(0):
-        gain = model.log_likelihood(gaussian_vae.scale_pixels(some[:100]), recipe.eval_samples) + (nll + kl)[:100]
-    assert abs(gain.mean().item() - run.figure("test_gain")) < 5 * gain.std().item() / len(gain) ** 0.5
+        gain = (
+            model.log_likelihood(gaussian_vae.scale_pixels(some[:100]), recipe.eval_samples)
+            + (nll + kl)[:100]
+        )
+    assert (
+        abs(gain.mean().item() - run.figure("test_gain")) < 5 * gain.std().item() / len(gain) ** 0.5
+    )
 
 
 @pytest.mark.parametrize("name", COLOUR)
@@ -284,8 +328,12 @@ def test_critics_reach_both_exact_curves():
         assert row["hellinger"] <= 2
         assert row["hellinger"] >= 1.95 if row["theta"] >= 0.2 else True
     assert abs(rows[0]["hellinger"]) < 0.01
-    assert run.figure("w1_error") == pytest.approx(max(abs(row["w1"] - row["theta"]) for row in rows), abs=1e-7)
-    assert run.figure("hellinger_least") == pytest.approx(min(row["hellinger"] for row in rows[2:]), abs=1e-7)
+    assert run.figure("w1_error") == pytest.approx(
+        max(abs(row["w1"] - row["theta"]) for row in rows), abs=1e-7
+    )
+    assert run.figure("hellinger_least") == pytest.approx(
+        min(row["hellinger"] for row in rows[2:]), abs=1e-7
+    )
 
 
 def test_gradient_descent_ramps_at_the_reports_budget_and_goes_on():
@@ -306,7 +354,9 @@ def test_estimates_are_those_of_the_kept_weights(name):
     for theta in recipe.kept:
         for objective in recipe.objectives:
             with own_randomness(recipe.seed + 2):
-                found = critics.estimates(objective, theta, nets[objective, theta], recipe.eval_samples, recipe.penalty)
+                found = critics.estimates(
+                    objective, theta, nets[objective, theta], recipe.eval_samples, recipe.penalty
+                )
             for key, value in found.items():
                 assert value == pytest.approx(rows[theta][key], rel=1e-3, abs=1e-5), key
 
@@ -318,7 +368,9 @@ def test_all_estimates_come_from_what_was_measured(name):
     kept = estimates_of(run)
     assert len(rows) == len(kept) == len(run.recipe["thetas"])
     for row, recorded in zip(rows, kept):
-        assert row == {key: pytest.approx(value, rel=1e-5, abs=1e-6) for key, value in recorded.items()}
+        assert row == {
+            key: pytest.approx(value, rel=1e-5, abs=1e-6) for key, value in recorded.items()
+        }
 
 
 # The minimax GAN
@@ -327,17 +379,23 @@ def test_all_estimates_come_from_what_was_measured(name):
 def test_gan_draws_all_digits_though_not_evenly():
     run = record("gan-mnist")
     assert run.figure("classifier_accuracy") > 0.98 and run.figure("sample_confidence") > 0.95
-    assert run.figure("sample_rarest") > 0.02 and 2 < run.figure("sample_entropy") < run.figure("test_entropy")
+    assert run.figure("sample_rarest") > 0.02 and 2 < run.figure("sample_entropy") < run.figure(
+        "test_entropy"
+    )
     with open(run.path / "classes.csv", newline="") as file:
         shares = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
     assert [row["digit"] for row in shares] == list(range(10))
     for kind in ("train", "test", "sample"):
         assert sum(row[kind] for row in shares) == pytest.approx(1, abs=1e-5)
-    assert min(row["sample"] for row in shares) == pytest.approx(run.figure("sample_rarest"), abs=1e-6)
+    assert min(row["sample"] for row in shares) == pytest.approx(
+        run.figure("sample_rarest"), abs=1e-6
+    )
     assert run.record["device"]["kind"] == "cpu" and run.record["seconds"] < 2 * 3600
 
 
-@pytest.mark.parametrize(("name", "module"), [("gan-mnist", gan), ("wgan-svhn", wgan), ("svhn-classifier", classifier)])
+@pytest.mark.parametrize(
+    ("name", "module"), [("gan-mnist", gan), ("wgan-svhn", wgan), ("svhn-classifier", classifier)]
+)
 def test_figures_are_those_of_the_weights(images, name, module):
     run = record(name)
     images(run, "test")  # or a skip
@@ -373,7 +431,9 @@ def test_judge_is_right_often_enough():
     run = record("svhn-classifier")
     assert run.figure("test_accuracy") >= 0.94 and run.figure("test_calibration") < 0.05
     with open(run.path / "answers.csv", newline="") as file:
-        answers = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        answers = [
+            {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)
+        ]
     assert len(answers) == run.record["metrics"]["test_accuracy"]["n"]
     right = sum(row["label"] == row["answer"] for row in answers) / len(answers)
     assert right == pytest.approx(run.figure("test_accuracy"), abs=1e-9)
@@ -398,7 +458,9 @@ def test_noise_is_predicted_as_recorded(images, name):
         recorded = [float(row["bits"]) for row in csv.DictReader(file)]
     assert len(recorded) == recipe.timesteps
     assert first.mean() / (3072 * math.log(2)) == pytest.approx(recorded[0], rel=0.05)
-    assert sum(recorded) <= run.figure("test_bits") < sum(recorded) + 0.01  # what is left is the prior's term
+    assert (
+        sum(recorded) <= run.figure("test_bits") < sum(recorded) + 0.01
+    )  # what is left is the prior's term
 
 
 @pytest.mark.parametrize("name", DIFFUSION)
@@ -423,7 +485,10 @@ def test_diffusion_of_photographs():
     run = record("ddpm-svhn-compact")
     assert run.figure("test_bits") < record("vae-svhn-sigma").figure("test_bits") - 1
     metrics = run.record["metrics"]
-    assert run.figure("sample_neighbour") > run.figure("test_neighbour") - 4 * metrics["test_neighbour"]["se"]
+    assert (
+        run.figure("sample_neighbour")
+        > run.figure("test_neighbour") - 4 * metrics["test_neighbour"]["se"]
+    )
 
 
 @pytest.mark.parametrize("name", PROBES)
@@ -452,13 +517,19 @@ def test_drawn_images_are_those_of_the_weights(name):
 
 def test_layers_know_more_than_pixels():
     run = record("ddpm-svhn-compact-probes")
-    network, vae_means, pixels = (run.record["metrics"][f"{name}_probe"] for name in ("network", "vae", "pixels"))
+    network, vae_means, pixels = (
+        run.record["metrics"][f"{name}_probe"] for name in ("network", "vae", "pixels")
+    )
     for other in (vae_means, pixels):
-        assert network["value"] > other["value"] + 4 * (network["se"] ** 2 + other["se"] ** 2) ** 0.5
+        assert (
+            network["value"] > other["value"] + 4 * (network["se"] ** 2 + other["se"] ** 2) ** 0.5
+        )
     assert run.figure("digit_lost") < run.figure("colour_lost")
 
 
-@pytest.mark.parametrize("name", [name for name in REPRESENTATIONS if not RECORDS[name].recipe["keep_weights"]])
+@pytest.mark.parametrize(
+    "name", [name for name in REPRESENTATIONS if not RECORDS[name].recipe["keep_weights"]]
+)
 def test_figures_of_representations_are_those_of_what_was_kept(name):
     family = {"simsiam": simsiam, "relatives": relatives}[RECORDS[name].recipe["family"]]
     assert family.evaluate(RECORDS[name]) == RECORDS[name].record["metrics"]
@@ -469,15 +540,23 @@ def test_the_monitor_sees_what_it_saw(images):
     run = record("simsiam-cifar10")
     recipe, model = simsiam.build(run)
     some = images(run, "test")[: recipe.monitored]
-    seen = simsiam.monitored(simsiam.monitor(*simsiam.views_of(model, some, simsiam.Augmentation(), seed=recipe.seed)))
+    seen = simsiam.monitored(
+        simsiam.monitor(*simsiam.views_of(model, some, simsiam.Augmentation(), seed=recipe.seed))
+    )
     for key, value in seen.items():
         assert abs(value - run.figure(key)) <= run.record["metrics"][key]["tolerance"], key
 
 
 def test_representations_have_learned_or_collapsed():
     """kNN and the monitor, of runs of the same budget."""
-    full, no_stop, identity = (record(f"simsiam-cifar10{name}") for name in ("", "-no-stopgrad", "-identity-predictor"))
+    full, no_stop, identity = (
+        record(f"simsiam-cifar10{name}") for name in ("", "-no-stopgrad", "-identity-predictor")
+    )
     assert full.figure("test_knn") > 0.35 and full.figure("spread") * 2048**0.5 > 0.9
     for run in (no_stop, identity):
         assert run.figure("test_knn") < full.figure("test_knn") - 0.1
-        assert run.figure("spread") * 2048**0.5 < 0.25 and run.figure("uniformity") > -0.05 and run.figure("rank") < 3
+        assert (
+            run.figure("spread") * 2048**0.5 < 0.25
+            and run.figure("uniformity") > -0.05
+            and run.figure("rank") < 3
+        )

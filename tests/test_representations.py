@@ -6,7 +6,13 @@ import sys
 import pytest
 import torch
 
-from genbook.selfsupervised.representations import effective_rank, knn_votes, spectrum, spread, uniformity
+from genbook.selfsupervised.representations import (
+    effective_rank,
+    knn_votes,
+    spectrum,
+    spread,
+    uniformity,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +44,9 @@ print(before, peak())
 def memory_of(n, m, features, memory):
     """Peaks of a process before and after the votes, in MB."""
     arguments = [str(given) for given in (n, m, features, memory)]
-    done = subprocess.run([sys.executable, "-c", MEMORY, *arguments], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, *arguments], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return [int(kilobytes) / 1024 for kilobytes in done.stdout.split()]
 

@@ -23,7 +23,10 @@ FIELDS = {"vae": {"name", "hidden", "epochs"}}
 def make(root: Path, name="tiny") -> Path:
     path = root / name
     runs.save_weights(path / "model.safetensors", nn.Linear(3, 2))
-    runs.write_metrics(path / "metrics.csv", [{"epoch": 0, "valid_elbo": -9.0}, {"epoch": 1, "train_loss": 2.5, "valid_elbo": -8.0}])
+    runs.write_metrics(
+        path / "metrics.csv",
+        [{"epoch": 0, "valid_elbo": -9.0}, {"epoch": 1, "train_loss": 2.5, "valid_elbo": -8.0}],
+    )
     (path / "samples").mkdir()
     for epoch in (0, 10, 2):
         Image.new("L", (4, 4)).save(path / "samples" / f"epoch-{epoch}.png")
@@ -47,7 +50,11 @@ def test_a_good_record(path, monkeypatch):
     assert run.figure("log_px") == -1.5
     assert math.isnan(run.metrics["train_loss"][0]) and run.metrics["valid_elbo"] == [-9.0, -8.0]
     assert run.curve("train_loss") == ([1.0], [2.5])
-    assert [picture.name for picture in run.samples] == ["epoch-0.png", "epoch-2.png", "epoch-10.png"]
+    assert [picture.name for picture in run.samples] == [
+        "epoch-0.png",
+        "epoch-2.png",
+        "epoch-10.png",
+    ]
     assert run.record["weights"]["parameters"] == 8 and run.record["weights"]["dtype"] == "F16"
     model = nn.Linear(3, 2)
     model.load_state_dict(runs.load_weights(run.weights))
@@ -120,12 +127,24 @@ def cut(path):
         (lambda p: line(p, "2,what,-1"), "'what' is not a finite number"),
         (lambda p: line(p, "1,-1,-1"), "does not increase"),
         (lambda p: line(p, ",-1,-1"), "line 4, epoch: ''"),
-        (lambda p: cut(p / "samples" / "epoch-2.png"), "samples/epoch-2.png is not a readable picture"),
-        (lambda p: Image.new("L", (2, 2)).save(p / "samples" / "x.png", "JPEG"), "samples/x.png is a JPEG"),
+        (
+            lambda p: cut(p / "samples" / "epoch-2.png"),
+            "samples/epoch-2.png is not a readable picture",
+        ),
+        (
+            lambda p: Image.new("L", (2, 2)).save(p / "samples" / "x.png", "JPEG"),
+            "samples/x.png is a JPEG",
+        ),
         (lambda p: (p / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda p: cut(p / "model.safetensors"), "not a whole safetensors file"),
-        (lambda p: runs.save_weights(p / "model.safetensors", nn.Linear(3, 2)), "weights.sha256 is"),
-        (lambda p: runs.save_weights(p / "model.safetensors", nn.Linear(3, 3)), "weights.parameters is 8"),
+        (
+            lambda p: runs.save_weights(p / "model.safetensors", nn.Linear(3, 2)),
+            "weights.sha256 is",
+        ),
+        (
+            lambda p: runs.save_weights(p / "model.safetensors", nn.Linear(3, 3)),
+            "weights.parameters is 8",
+        ),
         (lambda p: (p / "checkpoint.pt").write_bytes(b"x"), "checkpoint.pt does not belong"),
         (lambda p: (p / "big.npy").write_bytes(bytes(runs.FILE_LIMIT + 1)), "big.npy has 25.0 MB"),
     ],
@@ -143,7 +162,11 @@ def test_too_much_altogether(path, monkeypatch):
 
 
 def test_a_folder_without_records(tmp_path):
-    assert validate_all(tmp_path) == {} and validate_all(tmp_path / "none") == {} and runs.all_runs(tmp_path / "none") == []
+    assert (
+        validate_all(tmp_path) == {}
+        and validate_all(tmp_path / "none") == {}
+        and runs.all_runs(tmp_path / "none") == []
+    )
 
 
 def test_runs_root(tmp_path, monkeypatch):
@@ -156,7 +179,9 @@ def test_runs_root(tmp_path, monkeypatch):
     assert runs.runs_root() == tmp_path / "elsewhere"
 
 
-@pytest.mark.parametrize("metric", [METRIC | {"value": math.nan}, {"value": 1.0}, METRIC | {"se": math.inf}])
+@pytest.mark.parametrize(
+    "metric", [METRIC | {"value": math.nan}, {"value": 1.0}, METRIC | {"se": math.inf}]
+)
 def test_a_malformed_metric_is_not_written(path, metric):
     before = (path / "run.json").read_text()
     with pytest.raises(ValueError, match="log_px"):
@@ -182,8 +207,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_half_precision_refuses_what_it_cannot_hold(tmp_path):
     with pytest.raises(ValueError, match="'big' do not fit"):
         runs.save_weights(tmp_path / "w.safetensors", {"big": torch.tensor([1e6])})
-    runs.save_weights(tmp_path / "w.safetensors", {"big": torch.tensor([1e6]), "count": torch.tensor(3)}, dtype=None)
-    assert runs.load_weights(tmp_path / "w.safetensors") == {"big": torch.tensor([1e6]), "count": torch.tensor(3)}
+    runs.save_weights(
+        tmp_path / "w.safetensors",
+        {"big": torch.tensor([1e6]), "count": torch.tensor(3)},
+        dtype=None,
+    )
+    assert runs.load_weights(tmp_path / "w.safetensors") == {
+        "big": torch.tensor([1e6]),
+        "count": torch.tensor(3),
+    }
 
 
 def test_unreadable_weights_are_named(tmp_path):
@@ -210,7 +242,9 @@ def test_a_recipe_comes_back_as_its_dataclass(tmp_path):
 GIVEN = {"n": 10, "split": "test", "unit": "nats", "tolerance": 0.1}
 
 
-@pytest.mark.parametrize("bad", [{"n": 0}, {"n": 2.5}, {"tolerance": -1.0}, {"se": -0.1}, {"split": ""}, {"unit": ""}])
+@pytest.mark.parametrize(
+    "bad", [{"n": 0}, {"n": 2.5}, {"tolerance": -1.0}, {"se": -0.1}, {"split": ""}, {"unit": ""}]
+)
 def test_metric_refuses(bad):
     assert runs.metric(1.5, **GIVEN) == {"value": 1.5, "se": None, **GIVEN}
     with pytest.raises(ValueError, match=next(iter(bad))):

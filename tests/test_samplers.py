@@ -8,7 +8,13 @@ import torch
 from PIL import Image
 
 from genbook.diffusion.derivation import Diffusion, GaussianMixtureNoise, linear_betas
-from genbook.diffusion.sampling import crossing, denoise_from, sample_adams, sample_ancestral, sample_ddim
+from genbook.diffusion.sampling import (
+    crossing,
+    denoise_from,
+    sample_adams,
+    sample_ancestral,
+    sample_ddim,
+)
 from genbook.viz import animation
 
 ALL = [sample_ancestral, sample_ddim, sample_adams]
@@ -47,7 +53,10 @@ def test_second_order_gets_the_moments_in_few_steps(data, diffusion):
     x = torch.tensor([[-2.0, 0.0], [0.0, 1.0], [2.0, -1.5]])
     nu, mean, std = levels(diffusion)[-1].item(), torch.tensor([0.6, -0.2]), 0.4
     exact = mean + (x * (1 + nu**2) ** 0.5 - mean) * std / (std**2 + nu**2) ** 0.5
-    off = {sampler: (sampler(data, diffusion, x, steps=25) - exact).abs().max() for sampler in (sample_ddim, sample_adams)}
+    off = {
+        sampler: (sampler(data, diffusion, x, steps=25) - exact).abs().max()
+        for sampler in (sample_ddim, sample_adams)
+    }
     assert off[sample_adams] < 0.04 and off[sample_ddim] > 3 * off[sample_adams], off
 
 
@@ -71,14 +80,20 @@ def test_without_noise_it_is_a_function(data, diffusion):
     assert torch.equal(sample_ddim(data, diffusion, start, steps=20), first)
     assert not torch.equal(sample_ddim(data, diffusion, start, steps=20, eta=0.5), first)
     fine = sample_ddim(data, diffusion, start, steps=200)
-    errors = [(sample_ddim(data, diffusion, start, steps=steps) - fine).abs().max() for steps in (5, 20, 80)]
+    errors = [
+        (sample_ddim(data, diffusion, start, steps=steps) - fine).abs().max()
+        for steps in (5, 20, 80)
+    ]
     assert errors[0] > errors[1] > errors[2]
     assert torch.equal(sample_adams(data, diffusion, start), sample_adams(data, diffusion, start))
 
 
 def test_ancestral_is_ddim_with_all_the_noise(data, diffusion):
     start, made = torch.randn(50, 2), []
-    for draw in (lambda: sample_ancestral(data, diffusion, start, 30), lambda: sample_ddim(data, diffusion, start, 30, eta=1.0)):
+    for draw in (
+        lambda: sample_ancestral(data, diffusion, start, 30),
+        lambda: sample_ddim(data, diffusion, start, 30, eta=1.0),
+    ):
         torch.manual_seed(1)
         made.append(draw())
     assert torch.equal(*made)
@@ -94,7 +109,9 @@ def test_calls_are_counted_and_start_is_kept(data, diffusion, sampler):
         calls.append(t[0].item())
         return data(x, t)
 
-    x = sampler(model, diffusion, start, steps=10, callback=lambda index, x: seen.append((index, x)))
+    x = sampler(
+        model, diffusion, start, steps=10, callback=lambda index, x: seen.append((index, x))
+    )
     assert calls == [index for index, _ in seen] and len(calls) == 10
     assert calls[0] == 199 and calls[-1] == 0 and calls == sorted(set(calls), reverse=True)
     assert torch.equal(seen[-1][1], x) and torch.equal(start, before) and torch.is_grad_enabled()
@@ -108,8 +125,12 @@ def test_schedules_of_any_length(sampler):
     for T in (1, 2, 37):
         diffusion = Diffusion(linear_betas(T, 1e-3, 0.5))
         calls = []
-        x = sampler(lambda x, t: calls.append(t[0].item()) or 0.1 * x, diffusion, torch.randn(2, 3, 4, 4), T)
-        assert calls == list(range(T - 1, -1, -1)) and x.shape == (2, 3, 4, 4) and x.isfinite().all()
+        x = sampler(
+            lambda x, t: calls.append(t[0].item()) or 0.1 * x, diffusion, torch.randn(2, 3, 4, 4), T
+        )
+        assert (
+            calls == list(range(T - 1, -1, -1)) and x.shape == (2, 3, 4, 4) and x.isfinite().all()
+        )
 
 
 @pytest.mark.parametrize("sampler", ALL)
@@ -118,7 +139,16 @@ def test_precision_is_that_of_the_start(data, diffusion, sampler):
     assert sampler(lambda x, t: x.float(), diffusion, start, steps=5).dtype == torch.float64
 
 
-@pytest.mark.parametrize(("arguments", "told"), [({"steps": 0}, "steps must lie in"), ({"steps": 201}, "steps must lie in"), ({"eta": -0.1}, "eta must lie"), ({"eta": 1.5}, "eta must lie"), ({"eta": float("nan")}, "eta must lie")])
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"steps": 0}, "steps must lie in"),
+        ({"steps": 201}, "steps must lie in"),
+        ({"eta": -0.1}, "eta must lie"),
+        ({"eta": 1.5}, "eta must lie"),
+        ({"eta": float("nan")}, "eta must lie"),
+    ],
+)
 def test_no_such_sampler(data, diffusion, arguments, told):
     with pytest.raises(ValueError, match=told):
         sample_ddim(data, diffusion, torch.zeros(2, 2), **arguments)
@@ -129,11 +159,15 @@ def test_bad_input(data, diffusion, sampler):
     for steps in (0, -3, 201):
         with pytest.raises(ValueError, match=r"steps must lie in \[1, 200\]"):
             sampler(data, diffusion, torch.zeros(2, 2), steps=steps)
-    with pytest.raises(ValueError, match="x must be a batch of floating-point numbers, got torch.uint8"):
+    with pytest.raises(
+        ValueError, match="x must be a batch of floating-point numbers, got torch.uint8"
+    ):
         sampler(data, diffusion, torch.zeros(2, 2, dtype=torch.uint8))
     with pytest.raises(ValueError, match="x must be a batch"):
         sampler(data, diffusion, torch.tensor(0.5))
-    with pytest.raises(ValueError, match=r"model must return noise of the shape of x, \(2, 2\), got \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"model must return noise of the shape of x, \(2, 2\), got \(2,\)"
+    ):
         sampler(lambda x, t: x[:, 0], diffusion, torch.zeros(2, 2))
 
 
@@ -148,7 +182,9 @@ def test_callback_that_raises(data, diffusion):
         lambda: sample_adams(data, diffusion, torch.zeros(2, 2), steps=200, callback=callback),
         lambda: denoise_from(data, diffusion, torch.zeros(2, 2), 150, callback=callback),
     ):
-        with pytest.raises(RuntimeError, match="callback failed at t_index 99.*disk full") as caught:
+        with pytest.raises(
+            RuntimeError, match="callback failed at t_index 99.*disk full"
+        ) as caught:
             draw()
         assert isinstance(caught.value.__cause__, OSError)
 
@@ -210,7 +246,20 @@ def test_return_from_the_first_step_is_one_call_without_fresh_noise(data, diffus
     assert (first - x).abs().max() < 0.1
 
 
-@pytest.mark.parametrize(("arguments", "told"), [({"t_index": 200}, r"t_index must lie in \[0, 200\), got 200"), ({"t_index": -1}, "t_index must lie in"), ({"t_index": 5, "steps": 7}, r"steps must lie in \[1, 6\], got 7"), ({"t_index": 5, "steps": 0}, "steps must lie in"), ({"t_index": 5, "noise": torch.zeros(2, 1)}, "noise must have the shape"), ({"t_index": 5, "x_start": torch.zeros(2, 2, dtype=torch.uint8)}, "x_start must be a batch of floating-point")])
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"t_index": 200}, r"t_index must lie in \[0, 200\), got 200"),
+        ({"t_index": -1}, "t_index must lie in"),
+        ({"t_index": 5, "steps": 7}, r"steps must lie in \[1, 6\], got 7"),
+        ({"t_index": 5, "steps": 0}, "steps must lie in"),
+        ({"t_index": 5, "noise": torch.zeros(2, 1)}, "noise must have the shape"),
+        (
+            {"t_index": 5, "x_start": torch.zeros(2, 2, dtype=torch.uint8)},
+            "x_start must be a batch of floating-point",
+        ),
+    ],
+)
 def test_no_way_back(data, diffusion, arguments, told):
     with pytest.raises(ValueError, match=told):
         denoise_from(data, diffusion, **{"x_start": torch.zeros(2, 2)} | arguments)
@@ -224,7 +273,9 @@ def test_crossing_of_a_straight_line():
     assert crossing([0, 10, 20, 30], line) == pytest.approx((15, 15, 15))
     assert crossing([0, 10, 20, 30], line, level=0.25) == pytest.approx((20, 20, 20))
     uneven = torch.tensor([[1.0, 0.4, 0.6, 0.0]])
-    assert crossing([1, 2, 3, 7], uneven, resamples=1)[0] == pytest.approx(1 + 0.5 / 0.6)  # the first time
+    assert crossing([1, 2, 3, 7], uneven, resamples=1)[0] == pytest.approx(
+        1 + 0.5 / 0.6
+    )  # the first time
 
 
 def test_crossing_interval_covers_the_truth():
@@ -247,7 +298,19 @@ def test_crossing_is_the_same_for_a_seed():
     assert crossing(t, kept, seed=3) != crossing(t, kept, seed=4)
 
 
-@pytest.mark.parametrize(("t", "agreement", "told"), [([1, 2, 3], torch.ones(4, 2), "agreement must be"), ([1, 2], torch.ones(2), "agreement must be"), ([2, 1], torch.ones(4, 2), "t must be at least 2 increasing"), ([1], torch.ones(4, 1), "t must be at least 2 increasing"), ([1, 2], torch.ones(0, 2), "agreement and resamples must hold"), ([1, 2], torch.ones(4, 2), "level must lie below"), ([1, 2], torch.zeros(4, 2), "level must lie below"), ([1, 2], torch.full((4, 2), float("nan")), "level must lie below")])
+@pytest.mark.parametrize(
+    ("t", "agreement", "told"),
+    [
+        ([1, 2, 3], torch.ones(4, 2), "agreement must be"),
+        ([1, 2], torch.ones(2), "agreement must be"),
+        ([2, 1], torch.ones(4, 2), "t must be at least 2 increasing"),
+        ([1], torch.ones(4, 1), "t must be at least 2 increasing"),
+        ([1, 2], torch.ones(0, 2), "agreement and resamples must hold"),
+        ([1, 2], torch.ones(4, 2), "level must lie below"),
+        ([1, 2], torch.zeros(4, 2), "level must lie below"),
+        ([1, 2], torch.full((4, 2), float("nan")), "level must lie below"),
+    ],
+)
 def test_no_crossing(t, agreement, told):
     with pytest.raises(ValueError, match=told):
         crossing(t, agreement)
@@ -263,22 +326,33 @@ def png(picture):
 
 
 def test_film_shows_its_frames_in_order_and_loops():
-    colours = [(200, 0, 0, 255), (0, 200, 0, 255), (0, 0, 200, 0), (0, 0, 200, 255)]  # the third is transparent
+    colours = [
+        (200, 0, 0, 255),
+        (0, 200, 0, 255),
+        (0, 0, 200, 0),
+        (0, 0, 200, 255),
+    ]  # the third is transparent
     frames = []
     for i, colour in enumerate(colours):
         picture = Image.new("RGBA", (20, 10), (0, 0, 0, 0))
         picture.paste(colour, (4 * i, 2, 4 * i + 4, 6))
         frames.append(png(picture))
     film = Image.open(io.BytesIO(animation(frames, milliseconds=50, hold=700)))
-    assert film.format == "PNG" and film.is_animated and film.n_frames == 4 and film.info["loop"] == 0
+    assert (
+        film.format == "PNG" and film.is_animated and film.n_frames == 4 and film.info["loop"] == 0
+    )
     for i, colour in enumerate(colours):
         film.seek(i)
         assert film.info["duration"] == (700 if i == 3 else 50)
         shown = film.convert("RGBA")
         opaque = {(x, y) for x in range(20) for y in range(10) if shown.getpixel((x, y))[3] > 128}
-        wanted = {(x, y) for x in range(4 * i, 4 * i + 4) for y in range(2, 6)} if colour[3] else set()
+        wanted = (
+            {(x, y) for x in range(4 * i, 4 * i + 4) for y in range(2, 6)} if colour[3] else set()
+        )
         assert opaque == wanted  # and nothing is left of the frames before
-        assert not wanted or max(abs(a - b) for a, b in zip(shown.getpixel((4 * i, 2)), colour)) < 20
+        assert (
+            not wanted or max(abs(a - b) for a, b in zip(shown.getpixel((4 * i, 2)), colour)) < 20
+        )
 
 
 def test_film_of_images():
@@ -291,7 +365,18 @@ def test_film_of_images():
     assert film == animation(frames, colours=256)
 
 
-@pytest.mark.parametrize(("arguments", "told"), [({"frames": []}, "frames must hold at least 2"), ({"frames": [png(Image.new("RGB", (2, 2)))]}, "frames must hold at least 2"), ({"frames": [png(Image.new("RGB", (2, i))) for i in (2, 3)]}, "frames must be of one size"), ({"milliseconds": 0}, "milliseconds and hold must"), ({"hold": 0}, "milliseconds and hold must"), ({"colours": 1}, "colours must lie in"), ({"colours": 257}, "colours must lie in")])
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"frames": []}, "frames must hold at least 2"),
+        ({"frames": [png(Image.new("RGB", (2, 2)))]}, "frames must hold at least 2"),
+        ({"frames": [png(Image.new("RGB", (2, i))) for i in (2, 3)]}, "frames must be of one size"),
+        ({"milliseconds": 0}, "milliseconds and hold must"),
+        ({"hold": 0}, "milliseconds and hold must"),
+        ({"colours": 1}, "colours must lie in"),
+        ({"colours": 257}, "colours must lie in"),
+    ],
+)
 def test_no_film(arguments, told):
     with pytest.raises(ValueError, match=told):
         animation(**{"frames": [png(Image.new("RGB", (2, 2)))] * 2} | arguments)

@@ -16,15 +16,21 @@ from genbook.selfsupervised.simsiam import RECIPES, SimSiam, resnet18
 def few_images(monkeypatch):
     """The first 200 images of each split, so that several runs take seconds."""
     load = data.load
-    monkeypatch.setattr(data, "load", lambda *a, **k: data.Split(*(part[:200] for part in load(*a, **k))))
+    monkeypatch.setattr(
+        data, "load", lambda *a, **k: data.Split(*(part[:200] for part in load(*a, **k)))
+    )
 
 
 def tiny(recipe):
     """A smoke recipe cut down further."""
-    return dataclasses.replace(recipe.smoke(), dim=32, batch_size=40, precision="fp32", monitored=50)
+    return dataclasses.replace(
+        recipe.smoke(), dim=32, batch_size=40, precision="fp32", monitored=50
+    )
 
 
-@pytest.mark.parametrize(("module", "name"), [(simsiam, "simsiam-cifar10"), (relatives, "byol-cifar10")])
+@pytest.mark.parametrize(
+    ("module", "name"), [(simsiam, "simsiam-cifar10"), (relatives, "byol-cifar10")]
+)
 def test_a_run_resumes_where_it_was(tmp_path, module, name, monkeypatch):
     """Interrupted in the middle of the epoch and started again: the same record, bit for bit."""
     recipe = tiny(module.RECIPES[name])
@@ -45,7 +51,9 @@ def test_a_run_resumes_where_it_was(tmp_path, module, name, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "objective", interrupted)
-        patch.setattr(simsiam.training, "fit", lambda *a, **k: fit(*a, **{**k, "checkpoint_seconds": 0}))
+        patch.setattr(
+            simsiam.training, "fit", lambda *a, **k: fit(*a, **{**k, "checkpoint_seconds": 0})
+        )
         with pytest.raises(KeyboardInterrupt):
             module.train(recipe, out=tmp_path / "parts", device="cpu", progress=False)
     assert (tmp_path / "parts" / "checkpoint.pt").exists()
@@ -53,19 +61,26 @@ def test_a_run_resumes_where_it_was(tmp_path, module, name, monkeypatch):
     assert not (tmp_path / "parts" / "checkpoint.pt").exists()
     assert parts.weights.read_bytes() == whole.weights.read_bytes()
     assert parts.record["metrics"] == whole.record["metrics"]
-    fields = {kind: [field.name for field in dataclasses.fields(recipe)] for kind in ("simsiam", "relatives")}
+    fields = {
+        kind: [field.name for field in dataclasses.fields(recipe)]
+        for kind in ("simsiam", "relatives")
+    }
     assert runs.validate(tmp_path / name, fields) == []
     pictures = {"neighbours.png"} | ({"views.png"} if recipe.keep_weights else set())
     assert {path.name for path in whole.samples} == pictures
     again = module.evaluate(parts)
-    for key, metric in parts.record["metrics"].items():  # of 200 images one may fall on the other side
+    for key, metric in parts.record[
+        "metrics"
+    ].items():  # of 200 images one may fall on the other side
         assert abs(again[key]["value"] - metric["value"]) <= max(metric["tolerance"], 0.011), key
 
 
 def test_runs_without_weights_keep_what_figures_come_from(tmp_path):
     recipe = tiny(RECIPES["simsiam-cifar10-no-stopgrad"])
     run = simsiam.train(recipe, out=tmp_path / recipe.name, device="cpu", progress=False)
-    assert run.weights.name == "features.safetensors" and not (run.path / "model.safetensors").exists()
+    assert (
+        run.weights.name == "features.safetensors" and not (run.path / "model.safetensors").exists()
+    )
     assert simsiam.evaluate(run) == json.loads(json.dumps(run.record["metrics"]))
     with pytest.raises(ValueError, match="kept no weights"):
         simsiam.build(run)
@@ -80,7 +95,11 @@ def test_runs_without_weights_keep_what_figures_come_from(tmp_path):
 def test_runs_see_the_same_images_and_views(tmp_path, monkeypatch):
     """The ablations differ in one field, and in nothing that chance decides."""
     seen = {}
-    for name in ("simsiam-cifar10", "simsiam-cifar10-no-stopgrad", "simsiam-cifar10-identity-predictor"):
+    for name in (
+        "simsiam-cifar10",
+        "simsiam-cifar10-no-stopgrad",
+        "simsiam-cifar10-identity-predictor",
+    ):
         forward = SimSiam.forward
 
         def noted(model, x1, x2, name=name, forward=forward):
@@ -98,12 +117,24 @@ def test_runs_see_the_same_images_and_views(tmp_path, monkeypatch):
 
 def test_recipes_are_the_course_s():
     recipe = RECIPES["simsiam-cifar10"]
-    assert (recipe.dim, recipe.pred_dim, recipe.weight_decay, recipe.k, recipe.temperature) == (2048, 512, 5e-4, 200, 0.1)
+    assert (recipe.dim, recipe.pred_dim, recipe.weight_decay, recipe.k, recipe.temperature) == (
+        2048,
+        512,
+        5e-4,
+        200,
+        0.1,
+    )
     assert RECIPES["simsiam-cifar10-projector-4096"].dim == 4096
     model = recipe.model()
-    shapes = [tuple(layer.weight.shape) for layer in model.encoder.fc if isinstance(layer, torch.nn.Linear)]
+    shapes = [
+        tuple(layer.weight.shape)
+        for layer in model.encoder.fc
+        if isinstance(layer, torch.nn.Linear)
+    ]
     assert shapes == [(512, 512), (512, 512), (2048, 512)] and not model.encoder.fc[-1].affine
-    shapes = [tuple(layer.weight.shape) for layer in model.predictor if isinstance(layer, torch.nn.Linear)]
+    shapes = [
+        tuple(layer.weight.shape) for layer in model.predictor if isinstance(layer, torch.nn.Linear)
+    ]
     assert shapes == [(512, 2048), (2048, 512)]
     names = set(RECIPES) | set(relatives.RECIPES)
     assert names <= set(cli.all_recipes())

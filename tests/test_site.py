@@ -25,7 +25,17 @@ LOADED = {
     "use": ["href", "xlink:href"],
     "image": ["href", "xlink:href"],
 }
-NOT_LOADED = {"next", "prev", "search", "index", "author", "canonical", "help", "copyright", "license"}
+NOT_LOADED = {
+    "next",
+    "prev",
+    "search",
+    "index",
+    "author",
+    "canonical",
+    "help",
+    "copyright",
+    "license",
+}
 
 
 @cache
@@ -35,7 +45,9 @@ def page(path: Path) -> BeautifulSoup:
 
 @cache
 def anchors(path: Path) -> set[str]:
-    return {tag["id"] for tag in page(path).find_all(id=True)} | {tag["name"] for tag in page(path).find_all("a", attrs={"name": True})}
+    return {tag["id"] for tag in page(path).find_all(id=True)} | {
+        tag["name"] for tag in page(path).find_all("a", attrs={"name": True})
+    }
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +55,9 @@ def pages(site, root) -> dict[str, Path]:
     """The pages of the book and the ones Sphinx adds; a page that an earlier build left behind is not looked at."""
     names = [*book.chapters(root / "nbs"), "search", "genindex"]
     found = {name: site / f"{name}.html" for name in names}
-    assert not (missing := [name for name, path in found.items() if not path.is_file()]), f"no page for {missing}"
+    assert not (missing := [name for name, path in found.items() if not path.is_file()]), (
+        f"no page for {missing}"
+    )
     return found
 
 
@@ -63,7 +77,11 @@ def test_no_dead_internal_link_or_anchor(pages, site):
                 target = target / "index.html"
             if not target.is_file() or site.resolve() not in target.resolve().parents:
                 dead.append(f"{name}: {tag['href']}")
-            elif link.fragment and target.suffix == ".html" and unquote(link.fragment) not in anchors(target):
+            elif (
+                link.fragment
+                and target.suffix == ".html"
+                and unquote(link.fragment) not in anchors(target)
+            ):
                 dead.append(f"{name}: {tag['href']} (no such anchor)")
     assert not dead, "\n".join(dead)
 
@@ -88,38 +106,60 @@ def test_no_page_loads_anything_from_another_host(pages, site):
         for tag in soup.find_all(list(LOADED)):
             if set(tag.get("rel") or ()) & NOT_LOADED:
                 continue
-            named += [f"{name}: {tag.get(key)}" for key in LOADED[tag.name] if foreign(tag.get(key) or "")]
-        styles = [tag.string or "" for tag in soup.find_all("style")] + [tag["style"] for tag in soup.find_all(style=True)]
+            named += [
+                f"{name}: {tag.get(key)}" for key in LOADED[tag.name] if foreign(tag.get(key) or "")
+            ]
+        styles = [tag.string or "" for tag in soup.find_all("style")] + [
+            tag["style"] for tag in soup.find_all(style=True)
+        ]
         named += [f"{name}: {url}" for style in styles for url in foreign_in_css(style)]
         scripts = [tag.string or "" for tag in soup.find_all("script") if not tag.get("src")]
         named += [f"{name}: {url}" for script in scripts for url in foreign_in_script(script)]
-        named += [f"{name}: {tag}" for tag in soup.find_all("link", rel=["preconnect", "dns-prefetch"])]
+        named += [
+            f"{name}: {tag}" for tag in soup.find_all("link", rel=["preconnect", "dns-prefetch"])
+        ]
     for sheet in site.rglob("*.css"):
-        named += [f"{sheet.relative_to(site)}: {url}" for url in foreign_in_css(sheet.read_text("utf8"))]
+        named += [
+            f"{sheet.relative_to(site)}: {url}" for url in foreign_in_css(sheet.read_text("utf8"))
+        ]
     assert not named, "\n".join(named)
 
 
 def foreign_in_css(style: str) -> list[str]:
     style = re.sub(r"/\*.*?\*/", "", style, flags=re.DOTALL)
-    urls = re.findall(r"url\(\s*[\"']?([^\"')]+)", style) + re.findall(r"@import\s+[\"']([^\"']+)", style)
+    urls = re.findall(r"url\(\s*[\"']?([^\"')]+)", style) + re.findall(
+        r"@import\s+[\"']([^\"']+)", style
+    )
     return [url for url in urls if foreign(url)]
 
 
 def foreign_in_script(script: str) -> list[str]:
     """Addresses in a page's own scripts; names of XML vocabularies are no addresses."""
-    return [url for url in re.findall(r"[\"'`]((?:https?:)?//[^\"'`\s]+)", script) if "www.w3.org/" not in url]
+    return [
+        url
+        for url in re.findall(r"[\"'`]((?:https?:)?//[^\"'`\s]+)", script)
+        if "www.w3.org/" not in url
+    ]
 
 
 def test_no_directive_is_left_on_a_page(pages, site):
     left = []
     for name, path in pages.items():
         for block in page(path).find_all("pre"):
-            left += [f"{name}: {line}" for line in block.get_text().splitlines() if re.match(r"\s*#\s*\|", line)]
+            left += [
+                f"{name}: {line}"
+                for line in block.get_text().splitlines()
+                if re.match(r"\s*#\s*\|", line)
+            ]
         for line in page(path).get_text().splitlines():
             left += [f"{name}: {line}"] if re.match(r"\s*#\|", line) else []
     for download in (site / "_sources").rglob("*.ipynb"):
         for source in book.cells(json.loads(download.read_text("utf8")), "code"):
-            left += [f"{download.name}: {line}" for line in source.splitlines() if re.match(r"#\s*\|", line)]
+            left += [
+                f"{download.name}: {line}"
+                for line in source.splitlines()
+                if re.match(r"#\s*\|", line)
+            ]
             assert "nbdev_export" + "()" not in source or "book" in download.name, download.name
     assert not left, "\n".join(left)
 
@@ -127,7 +167,9 @@ def test_no_directive_is_left_on_a_page(pages, site):
 def test_every_chapter_offers_its_notebook(pages, site, root):
     for name in book.chapters(root / "nbs"):
         links = [urlsplit(tag["href"]).path for tag in page(pages[name]).find_all("a", href=True)]
-        assert any(link.endswith(f"_sources/{name}.ipynb") for link in links), f"{name}: no download"
+        assert any(link.endswith(f"_sources/{name}.ipynb") for link in links), (
+            f"{name}: no download"
+        )
         assert (site / "_sources" / f"{name}.ipynb").is_file()
 
 
@@ -135,7 +177,9 @@ def test_every_covered_equation_has_its_mark_and_its_anchor(pages, root):
     for equation in book.coverage(root / "nbs"):
         soup = page(pages[equation.chapter])
         block = soup.find(id=f"equation-{equation.label}".lower().replace("_", "-"))
-        assert block is not None, f"{equation.label} is not an equation on the page of {equation.chapter}"
+        assert block is not None, (
+            f"{equation.label} is not an equation on the page of {equation.chapter}"
+        )
         mark = block.find("a", class_="equation-mark")
         assert mark is not None and mark["title"], equation.label
         for place in equation.checked_by:
@@ -153,7 +197,11 @@ def test_every_image_says_what_it_shows(pages):
 
 
 def test_no_cell_failed(pages):
-    failed = [name for name, path in pages.items() if page(path).find(class_="output_traceback") or page(path).find(class_="traceback")]
+    failed = [
+        name
+        for name, path in pages.items()
+        if page(path).find(class_="output_traceback") or page(path).find(class_="traceback")
+    ]
     assert not failed
 
 

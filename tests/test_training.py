@@ -22,12 +22,20 @@ from genbook.training import SCHEDULES, Player, fit
 
 
 def toy(n=64, features=12):
-    return torch.randint(0, 256, (n, features), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (n, features), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
 
 
 def network(features=12):
     torch.manual_seed(2)
-    return nn.Sequential(nn.Linear(features, 16), nn.BatchNorm1d(16), nn.ELU(), nn.Dropout(0.1), nn.Linear(16, features))
+    return nn.Sequential(
+        nn.Linear(features, 16),
+        nn.BatchNorm1d(16),
+        nn.ELU(),
+        nn.Dropout(0.1),
+        nn.Linear(16, features),
+    )
 
 
 def noisy(model, batch):
@@ -87,7 +95,9 @@ def test_thirty_kills_change_nothing(tmp_path):
     # Optimisers import torch._dynamo when they are first made: a second a child, were it not there already.
     context.set_forkserver_preload(["torch", "torch._dynamo", "genbook.training", "pytest"])
 
-    undisturbed = context.Process(target=long_run, args=(None, None, None, -1, tmp_path / "undisturbed.pt"))
+    undisturbed = context.Process(
+        target=long_run, args=(None, None, None, -1, tmp_path / "undisturbed.pt")
+    )
     undisturbed.start()
 
     chance = random.Random(0)
@@ -98,7 +108,10 @@ def test_thirty_kills_change_nothing(tmp_path):
     for kill in range(KILLS):
         ready, began = context.Pipe(duplex=False)
         seconds = 0.0 if kill % 2 else 0.02  # a checkpoint after every step, or now and then
-        child = context.Process(target=long_run, args=(checkpoint, seconds, began, chance.randint(0, 12), tmp_path / "result.pt"))
+        child = context.Process(
+            target=long_run,
+            args=(checkpoint, seconds, began, chance.randint(0, 12), tmp_path / "result.pt"),
+        )
         child.start()
         assert ready.poll(60)
         time.sleep(chance.uniform(0, 0.03))
@@ -112,7 +125,9 @@ def test_thirty_kills_change_nothing(tmp_path):
     assert not (tmp_path / "result.pt").exists()
     assert steps[-1] < LONG["epochs"] * 8
 
-    last = context.Process(target=long_run, args=(checkpoint, None, None, -1, tmp_path / "result.pt"))
+    last = context.Process(
+        target=long_run, args=(checkpoint, None, None, -1, tmp_path / "result.pt")
+    )
     last.start()
     last.join()
     undisturbed.join()
@@ -144,10 +159,16 @@ def interrupted_at(step, objective=noisy):
 def test_interrupted_and_resumed_is_the_undisturbed_run(tmp_path, step):
     whole = fit(network(), noisy, toy(), epochs=3, ema=0.9, **SETTINGS)
     path = tmp_path / "c.pt"
-    part = fit(network(), interrupted_at(step), toy(), epochs=3, ema=0.9, checkpoint=path, **SETTINGS)
+    part = fit(
+        network(), interrupted_at(step), toy(), epochs=3, ema=0.9, checkpoint=path, **SETTINGS
+    )
     assert part.step == step and part.completed == (step == 24)
     if step < 24:
-        assert f"step {step} of 24" in part.message and "again" in part.message and str(path) in part.message
+        assert (
+            f"step {step} of 24" in part.message
+            and "again" in part.message
+            and str(path) in part.message
+        )
     rest = fit(network(), noisy, toy(), epochs=3, ema=0.9, checkpoint=path, **SETTINGS)
     assert rest.completed and same(whole.model, rest.model)
     assert without_seconds(whole.history) == without_seconds(rest.history)
@@ -181,7 +202,9 @@ def test_interrupted_game_is_resumed(tmp_path, step):
     rest = fit(pair(), pair_players(), toy(), checkpoint=tmp_path / "c.pt", **settings)
     assert rest.completed and same(whole.model, rest.model)
     assert without_seconds(whole.history) == without_seconds(rest.history)
-    assert {"train_left_loss", "train_half", "train_right_loss", "train_spread"} <= set(whole.history[0])
+    assert {"train_left_loss", "train_half", "train_right_loss", "train_spread"} <= set(
+        whole.history[0]
+    )
 
 
 def test_a_player_moves_its_part_alone():
@@ -190,8 +213,19 @@ def test_a_player_moves_its_part_alone():
     assert all(map(torch.equal, model["left"].parameters(), start["left"].parameters()))
     assert not any(map(torch.equal, model["right"].parameters(), start["right"].parameters()))
     once, whole = pair(), pair()
-    result = fit(once, [Player("", lambda model, batch: noisy(model["left"], batch))], toy(), epochs=1, **SETTINGS)
-    assert same(once, fit(whole, lambda model, batch: noisy(model["left"], batch), toy(), epochs=1, **SETTINGS).model)
+    result = fit(
+        once,
+        [Player("", lambda model, batch: noisy(model["left"], batch))],
+        toy(),
+        epochs=1,
+        **SETTINGS,
+    )
+    assert same(
+        once,
+        fit(
+            whole, lambda model, batch: noisy(model["left"], batch), toy(), epochs=1, **SETTINGS
+        ).model,
+    )
     assert "train_loss" in result.history[0]  # a player of the whole model is no player
 
 
@@ -203,7 +237,9 @@ def test_on_step_sees_the_average_and_changes_nothing():
         seen.append((step, torch.rand(1).item()))
 
     plainly = fit(network(), noisy, toy(), epochs=2, ema=0.9, **SETTINGS)
-    watched = fit(network(), noisy, toy(), epochs=2, ema=0.9, on_step=([0, 3, 8, 16], look), **SETTINGS)
+    watched = fit(
+        network(), noisy, toy(), epochs=2, ema=0.9, on_step=([0, 3, 8, 16], look), **SETTINGS
+    )
     assert same(plainly.model, watched.model) and [step for step, _ in seen] == [0, 3, 8, 16]
     assert len({value for _, value in seen}) == 4
 
@@ -234,7 +270,10 @@ def test_second_interrupt_interrupts():
 
 
 def test_interrupt_without_checkpoint_says_so():
-    assert "nothing was saved" in fit(network(), interrupted_at(3), toy(), epochs=1, **SETTINGS).message
+    assert (
+        "nothing was saved"
+        in fit(network(), interrupted_at(3), toy(), epochs=1, **SETTINGS).message
+    )
 
 
 def test_finished_run_is_not_trained_again(tmp_path):
@@ -286,7 +325,15 @@ def test_nan_stops_and_keeps_the_last_checkpoint(tmp_path):
 
     path = tmp_path / "c.pt"
     with pytest.raises(FloatingPointError, match=r"step 13, learning rate 0\.01.*c\.pt"):
-        fit(network(), objective, toy(), epochs=3, checkpoint=path, checkpoint_seconds=0.0, **SETTINGS)
+        fit(
+            network(),
+            objective,
+            toy(),
+            epochs=3,
+            checkpoint=path,
+            checkpoint_seconds=0.0,
+            **SETTINGS,
+        )
     state = training.load_checkpoint(path)
     assert state["step"] == 12 and all(value.isfinite().all() for value in state["model"].values())
 
@@ -310,7 +357,16 @@ def test_evaluation_sees_the_average_and_changes_nothing():
         seen[epoch] = model[0].weight.clone()
         return {"draw": torch.rand(())}
 
-    looked = fit(network(), objective, toy(), epochs=3, ema=0.8, evaluate=evaluate, on_epoch=evaluate, **SETTINGS)
+    looked = fit(
+        network(),
+        objective,
+        toy(),
+        epochs=3,
+        ema=0.8,
+        evaluate=evaluate,
+        on_epoch=evaluate,
+        **SETTINGS,
+    )
     unlooked = fit(network(), noisy, toy(), epochs=3, ema=0.8, **SETTINGS)
     assert same(looked.model, unlooked.model)
     assert [row["epoch"] for row in looked.history] == [0, 1, 2, 3]
@@ -326,9 +382,23 @@ def test_evaluation_sees_the_average_and_changes_nothing():
 
 def test_history_and_log(tmp_path):
     result = fit(
-        network(), plain, toy(), epochs=2, evaluate=lambda model, epoch: {"score": epoch * 2}, log=tmp_path / "m.csv", **SETTINGS
+        network(),
+        plain,
+        toy(),
+        epochs=2,
+        evaluate=lambda model, epoch: {"score": epoch * 2},
+        log=tmp_path / "m.csv",
+        **SETTINGS,
     )
-    assert list(result.history[-1]) == ["epoch", "step", "lr", "seconds", "train_loss", "train_twice", "score"]
+    assert list(result.history[-1]) == [
+        "epoch",
+        "step",
+        "lr",
+        "seconds",
+        "train_loss",
+        "train_twice",
+        "score",
+    ]
     assert result.history[-1]["step"] == 16 and result.history[-1]["score"] == 4
     assert result.history[-1]["train_twice"] == pytest.approx(2 * result.history[-1]["train_loss"])
     assert len((tmp_path / "m.csv").read_text().splitlines()) == 4
@@ -352,7 +422,9 @@ def test_bf16_keeps_float32_weights():
 
     full = fit(network(), plain, toy(), epochs=3, **SETTINGS)
     half = fit(network(), objective, toy(), epochs=3, precision="bf16", **SETTINGS)
-    assert set(types) == {torch.bfloat16} and all(p.dtype == torch.float32 for p in half.model.parameters())
+    assert set(types) == {torch.bfloat16} and all(
+        p.dtype == torch.float32 for p in half.model.parameters()
+    )
     assert half.history[-1]["train_loss"] == pytest.approx(full.history[-1]["train_loss"], rel=0.02)
     assert half.history[-1]["train_loss"] != full.history[-1]["train_loss"]
 
@@ -387,10 +459,26 @@ def gradient_run(out):
     torch.manual_seed(2)
     model = nn.Sequential(nn.Linear(12, 16), nn.ELU(), nn.Linear(16, 12))
     start = {key: value.clone() for key, value in model.state_dict().items()}
-    one = fit(model, plain, toy(), epochs=1, batch_size=64, lr=1.0, optimizer="sgd", device="cpu", progress=False)
+    one = fit(
+        model,
+        plain,
+        toy(),
+        epochs=1,
+        batch_size=64,
+        lr=1.0,
+        optimizer="sgd",
+        device="cpu",
+        progress=False,
+    )
     gradient = {key: start[key] - value for key, value in model.state_dict().items()}
     two = fit(
-        model, plain, toy(), epochs=2, evaluate=lambda model, epoch: {"x": epoch}, checkpoint=f"{out}.checkpoint", **SETTINGS
+        model,
+        plain,
+        toy(),
+        epochs=2,
+        evaluate=lambda model, epoch: {"x": epoch},
+        checkpoint=f"{out}.checkpoint",
+        **SETTINGS,
     )
     if int(os.environ.get("RANK", 0)) == 0:
         losses = [row["train_loss"] for row in one.history + two.history if row["epoch"]]
@@ -399,22 +487,46 @@ def gradient_run(out):
 
 def test_two_processes_have_the_gradient_of_one(tmp_path):
     gradient_run(str(tmp_path / "one.pt"))
-    (tmp_path / "script.py").write_text(SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path / "two.pt")))
+    (tmp_path / "script.py").write_text(
+        SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path / "two.pt"))
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # "--multi_gpu" is how one asks for several processes; that they compute on the CPU is said to fit().
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port), str(tmp_path / "script.py")]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += [
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        str(port),
+        str(tmp_path / "script.py"),
+    ]
     paths = [str(Path(training.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
     done = subprocess.run(launch, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     one, two = (torch.load(tmp_path / f"{name}.pt") for name in ("one", "two"))
     torch.testing.assert_close(two["gradient"], one["gradient"], rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(two["weights"], one["weights"], rtol=1e-4, atol=1e-6)
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
-    assert len(torch.load(tmp_path / "two.pt.checkpoint", weights_only=True)["random"]) == 2  # a state a process
+    assert (
+        len(torch.load(tmp_path / "two.pt.checkpoint", weights_only=True)["random"]) == 2
+    )  # a state a process
 
 
 # Schedules and arguments ----------------------------------------------------------------------------------------------
@@ -466,12 +578,23 @@ def test_bad_arguments_are_named(change, told):
 
 def test_no_epochs_is_no_training():
     before = network()
-    result = fit(network(), plain, toy(), epochs=0, evaluate=lambda model, epoch: {"x": 1.0}, **SETTINGS)
+    result = fit(
+        network(), plain, toy(), epochs=0, evaluate=lambda model, epoch: {"x": 1.0}, **SETTINGS
+    )
     assert result.completed and same(result.model, before) and len(result.history) == 1
 
 
 def test_weights_are_loaded_without_running_code(tmp_path):
     path = tmp_path / "c.pt"
-    fit(network(), noisy, toy(), epochs=1, ema=0.9, checkpoint=path, fingerprint={"a": [1, {"b": None}]}, **SETTINGS)
+    fit(
+        network(),
+        noisy,
+        toy(),
+        epochs=1,
+        ema=0.9,
+        checkpoint=path,
+        fingerprint={"a": [1, {"b": None}]},
+        **SETTINGS,
+    )
     state = torch.load(path, weights_only=True)
     assert json.dumps(state["fingerprint"])

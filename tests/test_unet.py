@@ -7,7 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from genbook.diffusion.unet import Attention, ConvBlock, LinearAttention, Middle, ResBlock, Stage, UNet, sinusoidal_embedding
+from genbook.diffusion.unet import (
+    Attention,
+    ConvBlock,
+    LinearAttention,
+    Middle,
+    ResBlock,
+    Stage,
+    UNet,
+    sinusoidal_embedding,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +40,9 @@ def test_parameters_are_those_of_the_assignment():
     assert not any(isinstance(part, (nn.BatchNorm2d, nn.Dropout)) for part in unet.modules())
 
 
-@pytest.mark.parametrize(("shape", "channels"), [((2, 3, 32, 32), 3), ((1, 1, 8, 8), 1), ((3, 4, 16, 40), 4)])
+@pytest.mark.parametrize(
+    ("shape", "channels"), [((2, 3, 32, 32), 3), ((1, 1, 8, 8), 1), ((3, 4, 16, 40), 4)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_noise_has_the_shape_and_type_of_the_image(shape, channels, dtype):
     unet = tiny(channels=channels).to(dtype)
@@ -47,7 +58,9 @@ def test_each_image_is_on_its_own():
     x, t = torch.randn(4, 3, 16, 16), torch.tensor([0, 3, 500, 999])
     together = unet(x, t)
     for i in range(4):
-        torch.testing.assert_close(unet(x[i : i + 1], t[i : i + 1]), together[i : i + 1], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            unet(x[i : i + 1], t[i : i + 1]), together[i : i + 1], atol=1e-5, rtol=1e-4
+        )
     torch.testing.assert_close(unet.eval()(x, t), together)
     assert not torch.allclose(unet(x, t), unet(x, t.flip(0)))
 
@@ -96,7 +109,10 @@ def test_embedding(dim):
     for row, step in zip(found, t.tolist()):
         for i in range(dim // 2):
             angle = step * 10_000 ** (-i / (dim // 2 - 1))
-            assert abs(row[i] - math.sin(angle)) < 1e-3 and abs(row[dim // 2 + i] - math.cos(angle)) < 1e-3
+            assert (
+                abs(row[i] - math.sin(angle)) < 1e-3
+                and abs(row[dim // 2 + i] - math.cos(angle)) < 1e-3
+            )
     torch.testing.assert_close(found.square().sum(1), torch.full((5,), dim / 2))
 
 
@@ -110,24 +126,36 @@ def naive_linear(layer, x):
     """Linear attention through the matrix of all pairs of pixels."""
     heads, d = layer.split
     pixels = layer.norm(x).flatten(2).transpose(1, 2)
-    q, k, v = (part(pixels).unflatten(2, (heads, d)).transpose(1, 2) for part in (layer.to_q, layer.to_k, layer.to_v))
+    q, k, v = (
+        part(pixels).unflatten(2, (heads, d)).transpose(1, 2)
+        for part in (layer.to_q, layer.to_k, layer.to_v)
+    )
     pairs = q.softmax(3) @ k.softmax(2).transpose(2, 3) / d**0.5  # (B, heads, n, n)
     out = layer.to_out((pairs @ v).transpose(1, 2).flatten(2))
     return x + layer.norm_out(out.transpose(1, 2).reshape(x.shape))
 
 
-@pytest.mark.parametrize(("channels", "heads", "d", "sides"), [(8, 1, 4, (2, 2)), (12, 3, 5, (4, 6)), (16, 4, 32, (8, 8)), (5, 2, 1, (1, 3))])
+@pytest.mark.parametrize(
+    ("channels", "heads", "d", "sides"),
+    [(8, 1, 4, (2, 2)), (12, 3, 5, (4, 6)), (16, 4, 32, (8, 8)), (5, 2, 1, (1, 3))],
+)
 def test_linear_attention_is_its_naive_form(channels, heads, d, sides):
     layer = LinearAttention(channels, heads, d).double()
     x = torch.randn(3, channels, *sides, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(3, channels, *sides).double()
-    gradients = [torch.autograd.grad((form(x) * weight).sum(), [x, *layer.parameters()]) for form in (layer, lambda x: naive_linear(layer, x))]
+    gradients = [
+        torch.autograd.grad((form(x) * weight).sum(), [x, *layer.parameters()])
+        for form in (layer, lambda x: naive_linear(layer, x))
+    ]
     torch.testing.assert_close(layer(x), naive_linear(layer, x))
     for one, other in zip(*gradients):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize(("channels", "heads", "d", "sides"), [(8, 1, 4, (2, 2)), (12, 3, 5, (4, 6)), (16, 4, 32, (4, 4))])
+@pytest.mark.parametrize(
+    ("channels", "heads", "d", "sides"),
+    [(8, 1, 4, (2, 2)), (12, 3, 5, (4, 6)), (16, 4, 32, (4, 4))],
+)
 def test_attention_is_that_of_torch(channels, heads, d, sides):
     layer = Attention(channels, heads, d).double()
     x = torch.randn(3, channels, *sides).double()
@@ -143,7 +171,9 @@ def test_attention_moves_with_the_pixels():
     shuffled = x.flatten(2)[..., order].reshape(x.shape)
     for layer in (Attention(8, 2, 4), LinearAttention(8, 2, 4)):
         layer = layer.double()
-        torch.testing.assert_close(layer(shuffled), layer(x).flatten(2)[..., order].reshape(x.shape))
+        torch.testing.assert_close(
+            layer(shuffled), layer(x).flatten(2)[..., order].reshape(x.shape)
+        )
 
 
 def test_blocks():
@@ -159,7 +189,9 @@ def test_blocks():
     assert Middle(8, 20, 8, 2, 4)(x, time).shape == (2, 8, 8, 8)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 28, 28), (2, 3, 32, 30), (2, 3, 4, 4), (2, 3, 0, 32), (2, 3, 12, 32)])
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 28, 28), (2, 3, 32, 30), (2, 3, 4, 4), (2, 3, 0, 32), (2, 3, 12, 32)]
+)
 def test_sides_that_cannot_be_halved(shape):
     with pytest.raises(ValueError, match="multiples of 8, to be halved 3 times"):
         tiny()(torch.zeros(shape), torch.zeros(2, dtype=torch.int64))
@@ -171,7 +203,16 @@ def test_other_channels(shape):
         tiny()(torch.zeros(shape), torch.zeros(2, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("t", [torch.zeros(2), torch.zeros(3, dtype=torch.int64), torch.tensor(3), torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2, dtype=torch.int32)])
+@pytest.mark.parametrize(
+    "t",
+    [
+        torch.zeros(2),
+        torch.zeros(3, dtype=torch.int64),
+        torch.tensor(3),
+        torch.zeros(2, 1, dtype=torch.int64),
+        torch.zeros(2, dtype=torch.int32),
+    ],
+)
 def test_no_such_steps(t):
     with pytest.raises(ValueError, match="t must be an int64 step for each of the 2 images"):
         tiny()(torch.zeros(2, 3, 8, 8), t)
@@ -182,7 +223,15 @@ def test_levels_are_no_real_numbers():
         tiny()(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
 
 
-@pytest.mark.parametrize(("changes", "told"), [({"mults": (1,)}, "at least two sizes"), ({"dim": 12}, "multiple of groups"), ({"mults": (0, 1)}, "multiple of groups"), ({"dim": 4, "mults": (1, 2)}, "multiple of groups")])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"mults": (1,)}, "at least two sizes"),
+        ({"dim": 12}, "multiple of groups"),
+        ({"mults": (0, 1)}, "multiple of groups"),
+        ({"dim": 4, "mults": (1, 2)}, "multiple of groups"),
+    ],
+)
 def test_no_such_network(changes, told):
     with pytest.raises(ValueError, match=told):
         tiny(**changes)

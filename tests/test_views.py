@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from genbook import data
-from genbook.selfsupervised.views import MEAN, STD, Augmentation, crop, draw_boxes, interpolation, plain_view
+from genbook.selfsupervised.views import (
+    MEAN,
+    STD,
+    Augmentation,
+    crop,
+    draw_boxes,
+    interpolation,
+    plain_view,
+)
 
 
 @pytest.fixture(autouse=True)

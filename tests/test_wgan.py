@@ -9,7 +9,16 @@ from genbook import data, training
 from genbook.gan import wgan
 from genbook.gan.critics import lp_reg, vf_wasserstein_distance
 from genbook.vae.gaussian import scale_pixels
-from genbook.gan.wgan import RECIPES, WGAN, Critic, Generator, HalvingConv2d, LeakyReLU, critic_objective, generator_objective
+from genbook.gan.wgan import (
+    RECIPES,
+    WGAN,
+    Critic,
+    Generator,
+    HalvingConv2d,
+    LeakyReLU,
+    critic_objective,
+    generator_objective,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +90,9 @@ def test_double_backward_in_bf16_is_right(gain, layout, batch):
     reference = plain(critic)
     exact = gradients(plain(critic).double(), *(x.double() for x in batch), gain=gain)
     real, fake = (x.contiguous(memory_format=layout) for x in batch)
-    ours, direction = error(gradients(critic.to(memory_format=layout), real, fake, gain, bf16=True), exact)
+    ours, direction = error(
+        gradients(critic.to(memory_format=layout), real, fake, gain, bf16=True), exact
+    )
     theirs, _ = error(gradients(reference, *batch, gain, bf16=True), exact)
     assert ours < 0.05 and direction > 0.998 and ours < 1.5 * theirs + 0.005
 
@@ -92,16 +103,33 @@ def test_penalty_of_the_book_in_bf16_is_right(batch):
     with torch.no_grad():
         critic.last.weight.mul_(100)
     reference, values = plain(critic).double(), []
-    for network, samples, bf16 in ((critic, batch, True), (reference, [x.double() for x in batch], False)):
-        places = torch.rand(len(samples[0]), 1, 1, 1, generator=torch.Generator().manual_seed(3)).to(samples[0].dtype)
-        with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            patch.setattr(torch, "rand", lambda *a, **k: places)  # the same places in both precisions
+    for network, samples, bf16 in (
+        (critic, batch, True),
+        (reference, [x.double() for x in batch], False),
+    ):
+        places = torch.rand(
+            len(samples[0]), 1, 1, 1, generator=torch.Generator().manual_seed(3)
+        ).to(samples[0].dtype)
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+        ):
+            patch.setattr(
+                torch, "rand", lambda *a, **k: places
+            )  # the same places in both precisions
             value = lp_reg(*samples, network)
         found = torch.autograd.grad(value, list(network.parameters()), allow_unused=True)
-        values.append((value.item(), [torch.zeros(1).double() if g is None else g.double() for g in found]))
+        values.append(
+            (value.item(), [torch.zeros(1).double() if g is None else g.double() for g in found])
+        )
     (ours, mine), (exact, theirs) = values
     assert abs(ours / exact - 1) < 0.02 and value.dtype == torch.float64
-    assert error(mine, [g if g.shape == m.shape else torch.zeros_like(m) for g, m in zip(theirs, mine)])[0] < 0.05
+    assert (
+        error(
+            mine, [g if g.shape == m.shape else torch.zeros_like(m) for g, m in zip(theirs, mine)]
+        )[0]
+        < 0.05
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 32, 32), (5, 3, 8, 8), (2, 7, 4, 6), (3, 1, 2, 2)])
@@ -112,7 +140,12 @@ def test_convolution_is_that_of_torch(shape):
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(shape[0], 6, shape[2] // 2, shape[3] // 2, dtype=torch.float64)
     torch.testing.assert_close(ours(x), theirs(x))
-    for one, other in zip(*(torch.autograd.grad((layer(x) * weight).sum(), [x, *layer.parameters()]) for layer in (ours, theirs))):
+    for one, other in zip(
+        *(
+            torch.autograd.grad((layer(x) * weight).sum(), [x, *layer.parameters()])
+            for layer in (ours, theirs)
+        )
+    ):
         torch.testing.assert_close(one, other)
 
 
@@ -126,7 +159,10 @@ def test_activation_is_that_of_torch():
 
 
 def test_third_derivative_is_refused_not_wrong():
-    layer, x = HalvingConv2d(3, 2).double(), torch.randn(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    layer, x = (
+        HalvingConv2d(3, 2).double(),
+        torch.randn(1, 3, 4, 4, dtype=torch.float64, requires_grad=True),
+    )
     (g,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(g.square().sum(), layer.weight, create_graph=True)
     with pytest.raises(RuntimeError):
@@ -197,7 +233,10 @@ def test_more_penalty_makes_a_flatter_critic(images):
 
 def test_slopes_are_those_of_the_critic():
     critic, x = Critic(4).double(), torch.randn(3, 3, 32, 32, dtype=torch.float64)
-    expected = [torch.autograd.functional.jacobian(lambda one: critic(one[None]).sum(), each).norm() for each in x]
+    expected = [
+        torch.autograd.functional.jacobian(lambda one: critic(one[None]).sum(), each).norm()
+        for each in x
+    ]
     with torch.no_grad():  # as evaluation calls it
         torch.testing.assert_close(wgan.slopes(critic, x), torch.stack(expected))
 
@@ -209,7 +248,11 @@ def test_settling_gives_the_statistics_of_the_weights():
             p.add_(0.1 * torch.randn_like(p))
     model.eval()
     wgan.settle(model.generator, model.draw, batches=40)
-    assert not model.generator.training and all(part.momentum == 0.1 for part in model.generator.modules() if isinstance(part, nn.BatchNorm2d))
+    assert not model.generator.training and all(
+        part.momentum == 0.1
+        for part in model.generator.modules()
+        if isinstance(part, nn.BatchNorm2d)
+    )
     z = model.draw(500)
     with torch.no_grad():
         settled = model.generator(z)
@@ -238,7 +281,9 @@ def test_a_run_resumes_where_it_was(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wgan, "critic_objective", interrupted)
-        patch.setattr(wgan.training, "fit", lambda *a, **k: training_fit(*a, **{**k, "checkpoint_seconds": 0}))
+        patch.setattr(
+            wgan.training, "fit", lambda *a, **k: training_fit(*a, **{**k, "checkpoint_seconds": 0})
+        )
         with pytest.raises(KeyboardInterrupt):
             wgan.train(recipe, out=tmp_path / "parts", device="cpu", progress=False)
     assert (tmp_path / "parts" / "checkpoint.pt").exists()
@@ -247,9 +292,16 @@ def test_a_run_resumes_where_it_was(tmp_path):
     assert parts.record["metrics"] == whole.record["metrics"]
     names = [path.name for path in whole.samples]
     assert [path.name for path in parts.samples] == names
-    assert all((tmp_path / "parts" / "samples" / name).read_bytes() == (tmp_path / "whole" / "samples" / name).read_bytes() for name in names)
+    assert all(
+        (tmp_path / "parts" / "samples" / name).read_bytes()
+        == (tmp_path / "whole" / "samples" / name).read_bytes()
+        for name in names
+    )
     again = wgan.evaluate(parts)
-    assert all(abs(again[key]["value"] - metric["value"]) <= metric["tolerance"] for key, metric in parts.record["metrics"].items())
+    assert all(
+        abs(again[key]["value"] - metric["value"]) <= metric["tolerance"]
+        for key, metric in parts.record["metrics"].items()
+    )
     assert wgan.sample(parts, 5, seed=1).shape == (5, 3, 32, 32)
     assert torch.equal(wgan.sample(parts, 5, seed=1), wgan.sample(whole, 5, seed=1))
 

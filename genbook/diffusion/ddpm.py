@@ -164,9 +164,7 @@ def bound_terms(
     first: int = 1000,
     least: int = 4,
     seed: int = 0,
-) -> tuple[
-    Float[Tensor, "timesteps"], Float[Tensor, "timesteps"], Int64[Tensor, "timesteps"]
-]:
+) -> tuple[Float[Tensor, "timesteps"], Float[Tensor, "timesteps"], Int64[Tensor, "timesteps"]]:
     """The terms of the negative bound in nats, the squares of their standard errors, and
     how many pairs of an image and a noise each is estimated from ({eq}`eq-ddpm-bits`).
 
@@ -307,9 +305,7 @@ def final_metrics(
 
     # The bound's terms have different numbers of pairs: not a mean over images.
     test = loaded["test"]
-    terms, squares, counts = bound_terms(
-        model, test, recipe.bound_images, seed=recipe.seed
-    )
+    terms, squares, counts = bound_terms(model, test, recipe.bound_images, seed=recipe.seed)
     some = scale_pixels(test[:1000]).to(model.device)
     prior = model.diffusion.prior_kl(some).cpu().double()
     per_nat = 1 / (math.log(2) * math.prod(model.shape))
@@ -378,9 +374,7 @@ def keep_portrait(
     samples each; and `neighbours.png`: 16 samples by DDIM, and below each the two nearest
     training images.
     """
-    train, test = (
-        data.load(recipe.data, split, data_root).images for split in ("train", "test")
-    )
+    train, test = (data.load(recipe.data, split, data_root).images for split in ("train", "test"))
     T, some = recipe.timesteps, test[: recipe.eval_images]
     ranges = losses(model, some, recipe.seed).tensor_split(min(20, len(some) // 2))
     ends = [0, *torch.tensor([len(part) for part in ranges]).cumsum(0).tolist()]

@@ -44,23 +44,18 @@ def discretised_nll(
         )
     if not (x.abs() <= 1 + 1e-4).all():
         raise ValueError(
-            "x must lie in [-1, 1] (see scale_pixels), "
-            f"got {x.min().item()} to {x.max().item()}"
+            f"x must lie in [-1, 1] (see scale_pixels), got {x.min().item()} to {x.max().item()}"
         )
     half = 1 / 255
     upper, lower = (x + half - mean) / std, (x - half - mean) / std
     # In the upper tail both values of Φ round to 1. Mirrored, they keep their digits.
     flip = torch.where(upper + lower > 0, -1.0, 1.0).to(x.dtype)
-    upper, lower = torch.where(flip < 0, -lower, upper), torch.where(
-        flip < 0, -upper, lower
-    )
+    upper, lower = torch.where(flip < 0, -lower, upper), torch.where(flip < 0, -upper, lower)
     upper = torch.where(flip * x > 0.999, math.inf, upper)
     lower = torch.where(flip * x < -0.999, -math.inf, lower)
     log_upper, log_lower = map(torch.special.log_ndtr, (upper, lower))
     # log(e^a − e^b) for a > b; the clamp keeps log 0 out where both round to the same.
-    log_mass = log_upper + torch.log(
-        -torch.expm1((log_lower - log_upper).clamp(max=-1e-12))
-    )
+    log_mass = log_upper + torch.log(-torch.expm1((log_lower - log_upper).clamp(max=-1e-12)))
     return -log_mass.flatten(1).sum(1)
 
 # %% ../../nbs/diffusion/derivation.ipynb #e83229cc
@@ -143,9 +138,7 @@ def extract(
             f"got {t.dtype} of shape {tuple(t.shape)}"
         )
     if ((t < 0) | (t >= len(a))).any():  # a negative index would count from the end
-        raise ValueError(
-            f"t must lie in [0, {len(a)}), got {t.min().item()} to {t.max().item()}"
-        )
+        raise ValueError(f"t must lie in [0, {len(a)}), got {t.min().item()} to {t.max().item()}")
     return a[t].reshape(-1, *(1,) * (len(x_shape) - 1))
 
 # %% ../../nbs/diffusion/derivation.ipynb #c11eaa6e
@@ -185,13 +178,11 @@ class Diffusion(nn.Module):
         betas = torch.as_tensor(betas).detach().double()
         if betas.ndim != 1 or len(betas) < 1:
             raise ValueError(
-                "betas must be a vector of at least 1 step, "
-                f"got shape {tuple(betas.shape)}"
+                f"betas must be a vector of at least 1 step, got shape {tuple(betas.shape)}"
             )
         if not ((betas > 0) & (betas < 1)).all():
             raise ValueError(
-                "betas must lie in (0, 1), "
-                f"got {betas.min().item()} to {betas.max().item()}"
+                f"betas must lie in (0, 1), got {betas.min().item()} to {betas.max().item()}"
             )
         if not (betas.diff() > 0).all():
             step = int((betas.diff() <= 0).nonzero()[0])
@@ -364,13 +355,9 @@ class Diffusion(nn.Module):
         """
         timesteps = self.timesteps if timesteps is None else timesteps
         if not 1 <= timesteps <= self.timesteps:
-            raise ValueError(
-                f"timesteps must lie in [1, {self.timesteps}], got {timesteps}"
-            )
+            raise ValueError(f"timesteps must lie in [1, {self.timesteps}], got {timesteps}")
         if len(shape) < 1 or min(shape) < 1:
-            raise ValueError(
-                f"shape must have a batch and no empty axis, got {tuple(shape)}"
-            )
+            raise ValueError(f"shape must have a batch and no empty axis, got {tuple(shape)}")
         x = torch.randn(shape, dtype=self.betas.dtype, device=self.betas.device)
         steps = x.new_empty(timesteps, *shape)
         for done, t_index in enumerate(reversed(range(timesteps))):
@@ -434,11 +421,7 @@ class Diffusion(nn.Module):
         x = self.q_sample(x_start, t, noise)
         predicted = self._predict(model, x, t)
         off = (predicted - noise).square().flatten(1).sum(1)
-        spread = (
-            self.model_variance
-            * self.alphas
-            * self.sqrt_one_minus_alphas_cumprod.square()
-        )
+        spread = self.model_variance * self.alphas * self.sqrt_one_minus_alphas_cumprod.square()
         kl = extract(self.betas.square() / (2 * spread), t, off.shape) * off
         first = t == 0
         if first.any():
@@ -454,9 +437,7 @@ class Diffusion(nn.Module):
     ) -> Float[Tensor, "batch"]:
         """KL(q(x_T|x_0) ‖ N(0, I)) in nats an image ({eq}`eq-diffusion-prior-kl`)."""
         left = self.alphas_cumprod[-1]
-        return 0.5 * (left * (x_start.square() - 1) - torch.log1p(-left)).flatten(1).sum(
-            1
-        )
+        return 0.5 * (left * (x_start.square() - 1) - torch.log1p(-left)).flatten(1).sum(1)
 
     @torch.no_grad()
     def bound(
@@ -495,14 +476,9 @@ class GaussianMixtureNoise(nn.Module):
     ):
         super().__init__()
         if means.ndim < 1 or len(means) < 1:
-            raise ValueError(
-                f"means must hold a component, got shape {tuple(means.shape)}"
-            )
+            raise ValueError(f"means must hold a component, got shape {tuple(means.shape)}")
         weights = means.new_ones(len(means)) if weights is None else weights
-        if (
-            stds.shape not in (means.shape[:1], means.shape)
-            or weights.shape != means.shape[:1]
-        ):
+        if stds.shape not in (means.shape[:1], means.shape) or weights.shape != means.shape[:1]:
             raise ValueError(
                 f"stds and weights must fit means of shape {tuple(means.shape)}, "
                 f"got {tuple(stds.shape)} and {tuple(weights.shape)}"
@@ -512,9 +488,7 @@ class GaussianMixtureNoise(nn.Module):
                 f"stds and weights must be positive, got {stds.min().item()} "
                 f"and {weights.min().item()} as the smallest"
             )
-        stds = stds.reshape(*stds.shape, *(1,) * (means.ndim - stds.ndim)).expand_as(
-            means
-        )
+        stds = stds.reshape(*stds.shape, *(1,) * (means.ndim - stds.ndim)).expand_as(means)
         self.diffusion = diffusion
         self.register_buffer("means", means)
         self.register_buffer("stds", stds.contiguous())

@@ -98,9 +98,7 @@ def bring_back(
             x = scale_pixels(some).to(model.device)
             noise = model.noise(len(x))
             back.append(
-                denoise_from(
-                    model.clipped_noise, model.diffusion, x, t - 1, noise, steps
-                ).cpu()
+                denoise_from(model.clipped_noise, model.diffusion, x, t - 1, noise, steps).cpu()
             )
     return torch.cat(back).clamp(-1, 1)
 
@@ -146,9 +144,7 @@ def unet_features(
 
         return hook
 
-    hooks = [
-        part.register_forward_hook(keep(name)) for name, part in layers(model.unet).items()
-    ]
+    hooks = [part.register_forward_hook(keep(name)) for name, part in layers(model.unet).items()]
     try:
         with training.own_randomness(seed):
             for some in images.split(64):
@@ -316,9 +312,7 @@ def measure(
                for name in (recipe.model, recipe.judge, recipe.vae)}  # fmt: skip
     settings = {k: str(v) for k, v in dataclasses.asdict(recipe).items()} | weights
     measured = Measured(out / "checkpoint.pt", settings, resume)
-    halved = torch.autocast(
-        model.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"
-    )
+    halved = torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
 
     def picture(name, images, ncols=16):
         runs.write_atomic(out / "samples" / f"{name}.png", to_png(images, ncols=ncols))
@@ -405,9 +399,7 @@ def measure(
     for t in recipe.looked_at:
         parts[f"probe-{t}"] = lambda t=t: probes(lambda images: of_network(images, t))
 
-    for part, make in tqdm(
-        parts.items(), desc=recipe.name, unit="part", disable=not progress
-    ):
+    for part, make in tqdm(parts.items(), desc=recipe.name, unit="part", disable=not progress):
         measured.once(part, make)
     return measured
 
@@ -457,13 +449,16 @@ def final_metrics(
     found = {name: value.float() for name, value in found.items()}
     metrics = {}
     reference, n = found["reference.test_features"], recipe.samples
-    sets = {  # test images against the other test images are the floor
-        "test": (reference[:n], reference[n:]),
-        "train": (found["reference.train_features"][:n], reference),
-    } | {
-        f"{sampler}_{steps}": (found[f"{sampler}-{steps}.features"], reference)
-        for sampler, steps in recipe.samplers
-    }
+    sets = (
+        {  # test images against the other test images are the floor
+            "test": (reference[:n], reference[n:]),
+            "train": (found["reference.train_features"][:n], reference),
+        }
+        | {
+            f"{sampler}_{steps}": (found[f"{sampler}-{steps}.features"], reference)
+            for sampler, steps in recipe.samplers
+        }
+    )
     for key, (features, others) in sets.items():
         value, low, high = bootstrap(
             kernel_distance, features, others, resamples=60, seed=recipe.seed
@@ -485,9 +480,7 @@ def final_metrics(
                 tolerance=1,
                 note=f"t* of what returns; 95 % between {low:.0f} and {high:.0f}",
             )  # fmt: skip
-    probes = {
-        name: value.tolist() for name, value in found.items() if name.startswith("probe-")
-    }
+    probes = {name: value.tolist() for name, value in found.items() if name.startswith("probe-")}
     for key, names in (
         ("network_probe", [n for n in probes if not n.startswith("probe-others")]),
         ("vae_probe", ["probe-others.VAE"]),

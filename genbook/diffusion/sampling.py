@@ -44,9 +44,7 @@ def _tell(callback, index, x):
         try:
             callback(index, x)
         except Exception as error:
-            raise RuntimeError(
-                f"callback failed at t_index {index}: {error!r}"
-            ) from error
+            raise RuntimeError(f"callback failed at t_index {index}: {error!r}") from error
 
 
 def _walk(model, diffusion, x, path, eta, callback):
@@ -183,9 +181,7 @@ def denoise_from(
     """
     _check_batch("x_start", x_start)
     if not 0 <= t_index < diffusion.timesteps:
-        raise ValueError(
-            f"t_index must lie in [0, {diffusion.timesteps}), got {t_index}"
-        )
+        raise ValueError(f"t_index must lie in [0, {diffusion.timesteps}), got {t_index}")
     path = _path(diffusion, t_index + 1 if steps is None else steps, t_index)
     t = torch.full((len(x_start),), t_index, device=x_start.device)
     x = diffusion.q_sample(x_start, t, noise)
@@ -248,10 +244,7 @@ def crossing(
     generator = torch.Generator().manual_seed(seed)
     n = len(agreement)
     drawn = torch.stack(
-        [
-            agreement[torch.randint(n, (n,), generator=generator)].mean(0)
-            for _ in range(resamples)
-        ]
+        [agreement[torch.randint(n, (n,), generator=generator)].mean(0) for _ in range(resamples)]
     )
     ends = find(drawn).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
     return find(mean[None])[0].item(), *ends.tolist()

@@ -242,8 +242,7 @@ class UNet(nn.Module):
             raise ValueError(f"mults must name at least two sizes, got {tuple(mults)}")
         if any(width < groups or width % groups for width in widths):
             raise ValueError(
-                f"dim times each of mults must be a multiple of groups, {groups}, "
-                f"got {widths}"
+                f"dim times each of mults must be a multiple of groups, {groups}, got {widths}"
             )
         self.dim, self.channels, self.halvings = dim, channels, len(widths) - 1
         time_dim = 4 * dim
@@ -260,9 +259,7 @@ class UNet(nn.Module):
         )
         self.middle = Middle(widths[-1], *shared)
         up = widths[::-1]  # 256, 128, 64, 32
-        self.ups = nn.ModuleList(
-            Stage(2 * n_in, n_out, *shared) for n_in, n_out in zip(up, up[1:])
-        )
+        self.ups = nn.ModuleList(Stage(2 * n_in, n_out, *shared) for n_in, n_out in zip(up, up[1:]))
         self.enlarge = nn.ModuleList(
             nn.ConvTranspose2d(n, n, kernel_size=4, stride=2, padding=1) for n in up[1:]
         )
@@ -271,9 +268,7 @@ class UNet(nn.Module):
 
     def _check(self, x, t):
         if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(
-                f"x must be of shape (B, {self.channels}, h, w), got {tuple(x.shape)}"
-            )
+            raise ValueError(f"x must be of shape (B, {self.channels}, h, w), got {tuple(x.shape)}")
         step = 2**self.halvings
         if any(side < step or side % step for side in x.shape[2:]):
             raise ValueError(

@@ -151,9 +151,7 @@ def variational_bound(
             not of floats, another shape of scores, or a value that is not finite.
     """
     if divergence not in F_DIVERGENCES:
-        raise ValueError(
-            f"divergence must be one of {tuple(F_DIVERGENCES)}, got {divergence!r}"
-        )
+        raise ValueError(f"divergence must be one of {tuple(F_DIVERGENCES)}, got {divergence!r}")
     each = F_DIVERGENCES[divergence]
     _check_samples(x, y)
     v_x, v_y = _scores(critic, x), _scores(critic, y)
@@ -428,13 +426,10 @@ class CriticRecipe:
     def __post_init__(self):
         for objective in self.objectives:
             if objective not in OBJECTIVES:
-                raise ValueError(
-                    f"objectives must be among {OBJECTIVES}, got {objective!r}"
-                )
+                raise ValueError(f"objectives must be among {OBJECTIVES}, got {objective!r}")
         if self.optimizer not in LINE_OPTIMIZERS:
             raise ValueError(
-                f"optimizer must be one of {tuple(LINE_OPTIMIZERS)}, "
-                f"got {self.optimizer!r}"
+                f"optimizer must be one of {tuple(LINE_OPTIMIZERS)}, got {self.optimizer!r}"
             )
         if self.precision != "fp32":
             raise ValueError(f"precision must be 'fp32' here, got {self.precision!r}")
@@ -449,9 +444,7 @@ class CriticRecipe:
         if not self.thetas or not self.objectives:
             raise ValueError("thetas and objectives must name at least one each")
         if not set(self.kept) <= set(self.thetas):
-            raise ValueError(
-                f"kept must be among thetas, {self.thetas}, got {self.kept}: set both"
-            )
+            raise ValueError(f"kept must be among thetas, {self.thetas}, got {self.kept}: set both")
 
     @property
     def epochs(self) -> int:
@@ -547,8 +540,6 @@ def _estimates(
         "steepest": slope.max().item(),
     }
 
-
-
 # %% ../../nbs/gan/critics.ipynb #de1ed84a
 def train_critic(
     recipe: CriticRecipe,
@@ -572,9 +563,7 @@ def train_critic(
 
         def log(step):
             with training.own_randomness(recipe.seed + 1):  # the same new points always
-                found = estimates(
-                    objective, theta, critic, recipe.log_samples, recipe.penalty
-                )
+                found = estimates(objective, theta, critic, recipe.log_samples, recipe.penalty)
             curve.append((step, next(iter(found.values()))))
 
         log(0)
@@ -645,9 +634,7 @@ def final_metrics(
         for objective in recipe.objectives:
             seen = found[objective, theta]
             score_x, score_y = _at(seen["p"], x), _at(seen["q"], y)
-            row |= _estimates(
-                objective, score_x, score_y, seen.get("slope"), recipe.penalty
-            )
+            row |= _estimates(objective, score_x, score_y, seen.get("slope"), recipe.penalty)
         rows.append(row)
 
     def figure(value, row, se, unit, note, tolerance):
@@ -712,9 +699,7 @@ def _critics(recipe: CriticRecipe, state: dict[str, Tensor]) -> _Critics:
     return critics
 
 
-def _kept(
-    recipe: CriticRecipe, critics: dict[tuple[str, float], nn.Module]
-) -> dict[str, Tensor]:
+def _kept(recipe: CriticRecipe, critics: dict[tuple[str, float], nn.Module]) -> dict[str, Tensor]:
     """What goes into a record: weights of the kept critics, measurements of them all."""
     state = {}
     for (objective, theta), critic in critics.items():

@@ -56,9 +56,7 @@ class Generator(nn.Sequential):
             ValueError: another shape.
         """
         if z.ndim != 2 or z.shape[1] != self.latent:
-            raise ValueError(
-                f"z must be of shape (B, {self.latent}), got {tuple(z.shape)}"
-            )
+            raise ValueError(f"z must be of shape (B, {self.latent}), got {tuple(z.shape)}")
         return super().forward(z)
 
 
@@ -369,12 +367,10 @@ def keep_portrait(
     for name, x in (("test", scale_pixels(test.images)), ("sample", fake)):
         shares[name] = class_probabilities(classifier, x).argmax(1)
     shares = {
-        name: classes.bincount(minlength=10) / len(classes)
-        for name, classes in shares.items()
+        name: classes.bincount(minlength=10) / len(classes) for name, classes in shares.items()
     }
     rows = [
-        {"digit": k, **{name: share[k].item() for name, share in shares.items()}}
-        for k in range(10)
+        {"digit": k, **{name: share[k].item() for name, share in shares.items()}} for k in range(10)
     ]
     runs.write_metrics(out / "classes.csv", rows)
     picture = to_png(test.images[:64] / 255, ncols=16)

@@ -134,9 +134,7 @@ class HalvingConv2d(nn.Conv2d):
     ) -> Float[Tensor, "batch n_out h/2 w/2"]:
         """The convolution; in bfloat16 under autocast."""
         kind = x.device.type
-        dtype = (
-            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        )
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         x, filters, bias = (part.to(dtype) for part in (x, self.weight, self.bias))
         with torch.autocast(kind, enabled=False):
             return _Halve.apply(x, filters) + _Filter.apply(x.detach(), filters, bias)
@@ -234,9 +232,7 @@ class Generator(nn.Module):
             ValueError: another shape.
         """
         if z.ndim != 2 or z.shape[1] != self.latent:
-            raise ValueError(
-                f"z must be of shape (B, {self.latent}), got {tuple(z.shape)}"
-            )
+            raise ValueError(f"z must be of shape (B, {self.latent}), got {tuple(z.shape)}")
         return self.body(z[:, :, None, None])
 
 

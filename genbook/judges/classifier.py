@@ -160,9 +160,7 @@ class ClassifierRecipe:
 
     def smoke(self) -> "ClassifierRecipe":
         """The same recipe on toy house numbers, narrow and for two short epochs."""
-        return dataclasses.replace(
-            self, data="toy_house_numbers", width=8, epochs=2, batch_size=32
-        )
+        return dataclasses.replace(self, data="toy_house_numbers", width=8, epochs=2, batch_size=32)
 
     def model(self) -> Classifier:
         """The untrained model, its weights drawn from the seed."""
@@ -170,9 +168,7 @@ class ClassifierRecipe:
             return Classifier(self.width, self.features)
 
 
-RECIPES: dict[str, ClassifierRecipe] = {
-    "svhn-classifier": ClassifierRecipe("svhn-classifier")
-}
+RECIPES: dict[str, ClassifierRecipe] = {"svhn-classifier": ClassifierRecipe("svhn-classifier")}
 
 # %% ../../nbs/judges/classifier.ipynb #b062d6be
 def build(run: runs.Run) -> tuple[ClassifierRecipe, Classifier]:
@@ -260,9 +256,7 @@ def train(
         The run, or None where Ctrl-C stopped the training: standard error says so.
     """
     out = Path(out)
-    examples, valid = (
-        data.load(recipe.data, split, data_root) for split in ("train", "valid")
-    )
+    examples, valid = (data.load(recipe.data, split, data_root) for split in ("train", "valid"))
 
     def evaluate(model, epoch):
         p = class_probabilities(model, scale_pixels(valid.images))

@@ -20,9 +20,7 @@ def _checked(name, x):
             f"{name} must be floats of shape (n, d), got {x.dtype} of {tuple(x.shape)}"
         )
     if len(x) < 2 or x.shape[1] < 1:
-        raise ValueError(
-            f"{name} must hold at least 2 samples of 1 feature, got {tuple(x.shape)}"
-        )
+        raise ValueError(f"{name} must hold at least 2 samples of 1 feature, got {tuple(x.shape)}")
     if not x.isfinite().all():
         strange = (~x.isfinite()).sum()
         raise ValueError(f"{name} must be finite, got {strange} numbers that aren't")

@@ -16,121 +16,142 @@ from ..runs import number
 class Headline:
     """The one figure by which a run is judged, and what to compare it with."""
 
-    metric: str     # a key of the record's metrics
-    what: str       # the figure in words
-    model: str      # the model in words
+    metric: str  # a key of the record's metrics
+    what: str  # the figure in words
+    model: str  # the model in words
     published: str  # the figure elsewhere, and where; "" where there is none
     digits: int = 2  # of the figure, behind the point
 
 
 HEADLINES: dict[str, Headline] = {
     "vae-bmnist": Headline(
-        "valid_elbo", "validation ELBO",
+        "valid_elbo",
+        "validation ELBO",
         "VAE, 100 latents, the course's recipe",
         "−101.37 (report 002), −100.49 (report 001)",
     ),
     "vae-bmnist-mc": Headline(
-        "valid_elbo", "validation ELBO",
+        "valid_elbo",
+        "validation ELBO",
         "the same, Monte-Carlo KL of ten draws",
         "−90.52 (report 000, an error)",
     ),
     "vae-bmnist-mc-one-draw": Headline(
-        "valid_elbo", "validation ELBO",
+        "valid_elbo",
+        "validation ELBO",
         "the same, Monte-Carlo KL of one draw",
         "",
     ),
     "vae-bmnist-weighted-kl": Headline(
-        "valid_elbo", "validation ELBO",
+        "valid_elbo",
+        "validation ELBO",
         "the same, KL summed over the wrong axis (an erratum)",
         "−90.52 (report 000, the mistaken loss)",
     ),
     "vae-bmnist-fast": Headline(
-        "valid_elbo", "validation ELBO",
+        "valid_elbo",
+        "validation ELBO",
         "the same network, the shortest recipe to −102",
         "",
     ),
     "vae-bmnist-best": Headline(
-        "test_log_px", "test log p(x), K = 200",
+        "test_log_px",
+        "test log p(x), K = 200",
         "VAE, 100 latents, convolutions",
         "−89.78 (Pythae: hidden layers of 400, 40 latents)",
     ),
     "iwae-bmnist": Headline(
-        "test_log_px", "test log p(x), K = 5000",
+        "test_log_px",
+        "test log p(x), K = 5000",
         "the same, trained on the 50-sample bound",
         "",
     ),
     "vae-mlp-z2": Headline(
-        "valid_elbo", "validation ELBO",
+        "valid_elbo",
+        "validation ELBO",
         "VAE, 2 latents, one hidden layer of 500",
         "about −154.5 (expected without the mistake of report 003)",
     ),
     "vae-mlp-z20": Headline(
-        "valid_elbo", "validation ELBO",
+        "valid_elbo",
+        "validation ELBO",
         "VAE, 20 latents, one hidden layer of 500",
         "about −101.0 (expected without the mistake of report 003)",
     ),
     "vae-mlp-z2-unscaled-noise": Headline(
-        "valid_elbo", "validation ELBO",
+        "valid_elbo",
+        "validation ELBO",
         "VAE, 2 latents, noise scaled by log σ² (an erratum)",
         "about −140 (report 003, the mistaken loss)",
     ),
     "vae-mlp-z20-unscaled-noise": Headline(
-        "valid_elbo", "validation ELBO",
+        "valid_elbo",
+        "validation ELBO",
         "VAE, 20 latents, noise scaled by log σ² (an erratum)",
         "about −59.5 (report 003, the mistaken loss)",
     ),
     "vae-svhn": Headline(
-        "test_log_px", "test log p(x), K = 200, pixels in [−1, 1]",
+        "test_log_px",
+        "test log p(x), K = 200, pixels in [−1, 1]",
         "Gaussian VAE, 32 latents, variance 1",
         "",
     ),
     "vae-svhn-sigma": Headline(
-        "test_log_px", "test log p(x), K = 200, pixels in [−1, 1]",
+        "test_log_px",
+        "test log p(x), K = 200, pixels in [−1, 1]",
         "the same, variance learned",
         "",
     ),
     "critics-lines": Headline(
-        "w1_error", "largest error of the Wasserstein distance, θ = 0 to 2",
+        "w1_error",
+        "largest error of the Wasserstein distance, θ = 0 to 2",
         "critics of two parallel lines",
         "",
         digits=4,
     ),
     "critics-lines-sgd": Headline(
-        "hellinger_least", "least squared Hellinger distance, θ ≥ 0.2 (exact: 2)",
+        "hellinger_least",
+        "least squared Hellinger distance, θ ≥ 0.2 (exact: 2)",
         "the same, by gradient descent, 10,000 steps",
         "1.0 (report 002, 2,500 steps)",
     ),
     "gan-mnist": Headline(
-        "sample_entropy", "entropy of the classes of samples (test images: 2.30)",
+        "sample_entropy",
+        "entropy of the classes of samples (test images: 2.30)",
         "the minimax GAN, 200 epochs",
         "",
     ),
     "wgan-svhn": Headline(
-        "test_wasserstein", "score of test images less that of samples",
+        "test_wasserstein",
+        "score of test images less that of samples",
         "WGAN with Lipschitz penalty, 50,519 critic steps",
         "",
     ),
     "ddpm-toy": Headline(
-        "test_bits", "test bits a channel, by the bound",
+        "test_bits",
+        "test bits a channel, by the bound",
         "diffusion, 1.07 M parameters",
         "",
         digits=3,
     ),
     "ddpm-svhn-compact": Headline(
-        "test_bits", "test bits a channel, by the bound",
+        "test_bits",
+        "test bits a channel, by the bound",
         "diffusion, 3.43 M parameters, 12 epochs",
         "",
         digits=3,
     ),
     "ddpm-svhn-compact-probes": Headline(
-        "digit_lost", "step from which half of the images return as another digit",
+        "digit_lost",
+        "step from which half of the images return as another digit",
         "the same, noised and brought back",
         "",
         digits=0,
     ),
     **{
         f"ddpm-small-t{T}": Headline(
-            "test_bits", "test bits a channel, by the bound",
+            "test_bits",
+            "test bits a channel, by the bound",
             f"diffusion, {T:,} steps, 1.07 M parameters, 6 epochs",
             "",
             digits=3,
@@ -139,7 +160,8 @@ HEADLINES: dict[str, Headline] = {
     },
     **{
         f"ddpm-small-t{T}-probes": Headline(
-            f"ancestral_{T}_kernel_distance", "kernel distance of samples to test images",
+            f"ancestral_{T}_kernel_distance",
+            "kernel distance of samples to test images",
             f"the same, sampled in {T:,} steps",
             "",
         )
@@ -147,7 +169,8 @@ HEADLINES: dict[str, Headline] = {
     },
     **{
         f"simsiam-cifar10{name}": Headline(
-            "test_knn", "share of test images that neighbours name correctly",
+            "test_knn",
+            "share of test images that neighbours name correctly",
             f"SimSiam{what}, 10 epochs",
             published,
             digits=3,
@@ -162,7 +185,8 @@ HEADLINES: dict[str, Headline] = {
     },
     **{
         name: Headline(
-            "test_knn", "share of test images that neighbours name correctly",
+            "test_knn",
+            "share of test images that neighbours name correctly",
             f"{what}, 5 epochs",
             "",
             digits=3,
@@ -179,17 +203,20 @@ HEADLINES: dict[str, Headline] = {
         )
     },
     "comparison-mnist": Headline(
-        "gan-mnist_kernel", "kernel distance of the GAN's samples to test images",
+        "gan-mnist_kernel",
+        "kernel distance of the GAN's samples to test images",
         "VAE and GAN, measured by the same rules",
         "",
     ),
     "comparison-svhn": Headline(
-        "ddpm-svhn-compact_kernel", "kernel distance of the DDPM's samples to test images",
+        "ddpm-svhn-compact_kernel",
+        "kernel distance of the DDPM's samples to test images",
         "VAEs, WGAN and DDPM, measured by the same rules",
         "",
     ),
     "svhn-classifier": Headline(
-        "test_accuracy", "share of test images named correctly",
+        "test_accuracy",
+        "share of test images named correctly",
         "the judge of digits",
         "",
         digits=4,
@@ -218,15 +245,17 @@ def rows(records: list[runs.Run] | None = None) -> list[dict[str, str]]:
         record = present[name].record
         device, data = record["device"], record["data"]["name"]
         on_cpu = device["kind"] == "cpu"
-        cores = f', {device["threads"]} of {device["cores"]} cores' if on_cpu else ""
-        table.append({
-            "run": f"`{name}`",
-            "figure": headline.what,
-            "value": present[name].told(headline.metric, headline.digits),
-            "published": headline.published,
-            "model": f"{headline.model} ({DATA.get(data, data)})",
-            "hardware: minutes": f'{device["name"]}{cores}: {number(record["seconds"] / 60, 1)}',
-        })
+        cores = f", {device['threads']} of {device['cores']} cores" if on_cpu else ""
+        table.append(
+            {
+                "run": f"`{name}`",
+                "figure": headline.what,
+                "value": present[name].told(headline.metric, headline.digits),
+                "published": headline.published,
+                "model": f"{headline.model} ({DATA.get(data, data)})",
+                "hardware: minutes": f"{device['name']}{cores}: {number(record['seconds'] / 60, 1)}",
+            }
+        )
     return table
 
 
@@ -258,9 +287,7 @@ def refresh(path: str | Path) -> bool:
         flags=re.DOTALL,
     )
     if not found:
-        raise ValueError(
-            f"{path} has no <!-- scoreboard --> ... <!-- /scoreboard --> marks"
-        )
+        raise ValueError(f"{path} has no <!-- scoreboard --> ... <!-- /scoreboard --> marks")
     if new != old:
         runs.write_atomic(path, new)
     return new != old

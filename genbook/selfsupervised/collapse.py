@@ -107,9 +107,7 @@ def fixed_points(
     if not 0 < c <= a:
         raise ValueError(f"a and c must satisfy 0 < c <= a, got a = {a} and c = {c}")
     if not 0 <= decay < c**2 / (4 * a):
-        raise ValueError(
-            f"decay must lie in [0, c²/4a) = [0, {c**2 / (4 * a):g}), got {decay}"
-        )
+        raise ValueError(f"decay must lie in [0, c²/4a) = [0, {c**2 / (4 * a):g}), got {decay}")
     root = math.sqrt(c**2 - 4 * a * decay)
     return 2 * decay / (c + root), (c + root) / (2 * a)
 

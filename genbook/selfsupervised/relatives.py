@@ -239,8 +239,7 @@ def directional(augment: Callable[[Tensor], Tensor], tiles: int = 4) -> Callable
         x1, x2 = (augment(images) for _ in range(2))
         heavy = jigsaw(x1, tiles)
         x1, x2, heavy = (
-            normalise(x).contiguous(memory_format=torch.channels_last)
-            for x in (x1, x2, heavy)
+            normalise(x).contiguous(memory_format=torch.channels_last) for x in (x1, x2, heavy)
         )
         loss, z1 = model.training_loss(x1, x2)
         p = model.predictor(model.encoder(heavy)).float()

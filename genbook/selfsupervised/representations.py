@@ -47,9 +47,7 @@ def knn_votes(
             f"{tuple(labels.shape)} and {tuple(queries.shape)}"
         )
     if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(
-            f"labels must be 0 to {classes - 1}, got {labels.min()} to {labels.max()}"
-        )
+        raise ValueError(f"labels must be 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
     bank = F.normalize(bank, dim=1)
     queries = F.normalize(queries, dim=1)
     rows = max(1, memory // (len(bank) * bank.element_size()))
@@ -92,9 +90,7 @@ def effective_rank(variances: Float[Tensor, "d"]) -> Float[Tensor, ""]:
     return torch.special.entr(variances.double() / total).sum().exp().float()
 
 
-def squared_distances(
-    z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"]
-) -> Float[Tensor, "n"]:
+def squared_distances(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
     """Squared distance of the ℓ²-normalised outputs of two views, per image, in [0, 4].
 
     Raises:

@@ -98,9 +98,7 @@ def _small_images_only(net: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 def _live(conv: nn.Conv2d, part: slice) -> nn.Conv2d:
     """A 3 × 3 convolution without the rows and columns of weights that only see padding."""
     weight = conv.weight.detach()[:, :, part, part].clone()
-    cut = nn.Conv2d(
-        conv.in_channels, conv.out_channels, weight.shape[2:], conv.stride, bias=False
-    )
+    cut = nn.Conv2d(conv.in_channels, conv.out_channels, weight.shape[2:], conv.stride, bias=False)
     cut.weight = nn.Parameter(weight)
     return cut
 
@@ -407,8 +405,7 @@ def views_of(
     """The projections of two views of each image, the same views for every model."""
     with training.own_randomness(seed):
         z1, z2 = (
-            outputs(model, images, lambda x: normalise(augment(x)), halved)[1]
-            for _ in range(2)
+            outputs(model, images, lambda x: normalise(augment(x)), halved)[1] for _ in range(2)
         )
     return z1, z2
 
@@ -476,10 +473,7 @@ def expectation(
     device = next(model.parameters()).device
     with training.own_randomness(seed):
         z = torch.stack(
-            [
-                outputs(model, images, lambda x: normalise(augment(x)))[1]
-                for _ in range(views + 1)
-            ]
+            [outputs(model, images, lambda x: normalise(augment(x)))[1] for _ in range(views + 1)]
         )
     first, mean = z[0], nn.functional.normalize(z[1:], dim=2).mean(0)
     predicted = model.predictor(first.to(device)).float().cpu()
@@ -693,9 +687,7 @@ def with_weights(
         ValueError: a run that kept what its figures come from, and no weights.
     """
     if not recipe.keep_weights:
-        raise ValueError(
-            f"{run.name} has kept no weights; train it again with keep_weights=True"
-        )
+        raise ValueError(f"{run.name} has kept no weights; train it again with keep_weights=True")
     return recipe, run.load_into(recipe.model())
 
 

@@ -42,9 +42,7 @@ def draw_boxes(
             that holds 1.
     """
     if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= 1 <= ratio[1]:
-        raise ValueError(
-            f"scale must lie in (0, 1] and ratio hold 1, got {scale} and {ratio}"
-        )
+        raise ValueError(f"scale must lie in (0, 1] and ratio hold 1, got {scale} and {ratio}")
 
     def uniform(low, high):
         return low + (high - low) * torch.rand(n, 10, device=device)
@@ -94,8 +92,7 @@ def crop(
     """
     if x.ndim != 4 or x.shape[2] != x.shape[3] or len(x) != len(boxes[0]):
         raise ValueError(
-            f"x must be square images, one per box, got {tuple(x.shape)} "
-            f"and {len(boxes[0])} boxes"
+            f"x must be square images, one per box, got {tuple(x.shape)} and {len(boxes[0])} boxes"
         )
     top, left, height, width = boxes
     rows = interpolation(top, height, x.shape[2])
@@ -141,9 +138,7 @@ def adjust_saturation(
     return _towards(x, to_grey(x), factor)
 
 
-def adjust_hue(
-    x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, "n"]
-) -> Float[Tensor, "n 3 h w"]:
+def adjust_hue(x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, "n"]) -> Float[Tensor, "n 3 h w"]:
     """Images in [0, 1] whose hues are turned by a factor of the whole circle.
 
     Value and saturation stay ({eq}`eq-views-hue`).

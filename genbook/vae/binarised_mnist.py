@@ -139,9 +139,7 @@ class BernoulliVAE(nn.Module):
     ) -> Float[Tensor, "batch *samples"]:
         """log p(x|z) in nats for z `(B, L)` or, with K draws an image, `(B, K, L)`."""
         x = x.repeat_interleave(z.shape[1], 0) if z.ndim == 3 else x
-        return log_likelihood_bernoulli_logits(self.decode(z.flatten(0, -2)), x).view(
-            z.shape[:-1]
-        )
+        return log_likelihood_bernoulli_logits(self.decode(z.flatten(0, -2)), x).view(z.shape[:-1])
 
     @torch.no_grad()
     def sample(
@@ -168,9 +166,7 @@ def elbo_objective(
     `kl` and `kl_samples` are those of `elbo_terms`. The second result has the ELBO itself,
     whatever `beta`, and its KL.
     """
-    log_likelihood, divergence = (
-        term.mean() for term in elbo_terms(model, batch, kl, kl_samples)
-    )
+    log_likelihood, divergence = (term.mean() for term in elbo_terms(model, batch, kl, kl_samples))
     return beta * divergence - log_likelihood, {
         "elbo": log_likelihood - divergence,
         "kl": divergence,
@@ -194,9 +190,7 @@ def unscaled_noise_objective(
     """What report 003's runs minimised, z = μ + ε·logvar. Kept to show its effect."""
     mu, logvar = model.encode(batch)
     zero = torch.zeros_like(mu)
-    log_likelihood = model.log_p_x_given_z(
-        batch, mu + torch.randn_like(mu) * logvar
-    ).mean()
+    log_likelihood = model.log_p_x_given_z(batch, mu + torch.randn_like(mu) * logvar).mean()
     divergence = kl_gaussian_gaussian_analytic(mu, logvar, zero, zero).mean()
     return divergence - log_likelihood, {
         "reported": log_likelihood - divergence,
@@ -257,9 +251,7 @@ class VAERecipe:
             if self.network == "mlp":
                 networks = mlp_networks(self.hidden, self.latent, self.activation)
             elif self.network == "conv":
-                networks = conv_networks(
-                    self.channels, self.hidden, self.latent, self.activation
-                )
+                networks = conv_networks(self.channels, self.hidden, self.latent, self.activation)
             else:
                 raise ValueError(f'network must be "mlp" or "conv", got {self.network!r}')
             return BernoulliVAE(*networks, self.latent, self.logit_offset)
@@ -331,12 +323,8 @@ RECIPES: dict[str, VAERecipe] = {
         ),
         VAERecipe("vae-mlp-z2", latent=2, **_MLP),
         VAERecipe("vae-mlp-z20", latent=20, **_MLP),
-        VAERecipe(
-            "vae-mlp-z2-unscaled-noise", latent=2, objective="unscaled-noise", **_MLP
-        ),
-        VAERecipe(
-            "vae-mlp-z20-unscaled-noise", latent=20, objective="unscaled-noise", **_MLP
-        ),
+        VAERecipe("vae-mlp-z2-unscaled-noise", latent=2, objective="unscaled-noise", **_MLP),
+        VAERecipe("vae-mlp-z20-unscaled-noise", latent=20, objective="unscaled-noise", **_MLP),
     )
 }
 
@@ -377,9 +365,7 @@ def final_metrics(
         note = "one sample of z an image, analytic KL"
         elbo = log_likelihood - divergence
         metrics[f"{split}_elbo"] = runs.mean_metric(elbo, split=split, note=note, **nats)
-        metrics[f"{split}_kl"] = runs.mean_metric(
-            divergence, split=split, note="analytic", **nats
-        )
+        metrics[f"{split}_kl"] = runs.mean_metric(divergence, split=split, note="analytic", **nats)
     with training.own_randomness(0):
         log_px = importance_log_likelihood(
             model, images.to(next(model.parameters()).device), recipe.eval_samples

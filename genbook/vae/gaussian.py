@@ -207,9 +207,7 @@ class VAE(nn.Module):
 
     def _check_latents(self, z):
         if z.ndim != 2 or z.shape[1] != self.latent:
-            raise ValueError(
-                f"z must be of shape (B, {self.latent}), got {tuple(z.shape)}"
-            )
+            raise ValueError(f"z must be of shape (B, {self.latent}), got {tuple(z.shape)}")
 
     def encode(
         self,
@@ -222,9 +220,7 @@ class VAE(nn.Module):
         """
         self._check_images(x)
         h = self.encoder(x)
-        return DiagonalGaussianDistribution(
-            self.mean(h).to(x.dtype), self.logvar(h).to(x.dtype)
-        )
+        return DiagonalGaussianDistribution(self.mean(h).to(x.dtype), self.logvar(h).to(x.dtype))
 
     def decode(
         self,
@@ -239,16 +235,12 @@ class VAE(nn.Module):
         mean = self.decoder(z).to(z.dtype)
         if self.variance is None:
             return DiagonalGaussianDistribution(mean)
-        return DiagonalGaussianDistribution(
-            mean, self.output_logvar.to(z.dtype).expand_as(mean)
-        )
+        return DiagonalGaussianDistribution(mean, self.output_logvar.to(z.dtype).expand_as(mean))
 
     def forward(
         self,
         x: Float[Tensor, "batch 3 32 32"],
-    ) -> tuple[
-        Float[Tensor, "batch 3 32 32"], Float[Tensor, "batch"], Float[Tensor, "batch"]
-    ]:
+    ) -> tuple[Float[Tensor, "batch 3 32 32"], Float[Tensor, "batch"], Float[Tensor, "batch"]]:
         """Mode of p(x|z) for a draw z of q(z|x); −log p(x|z) and KL in nats.
 
         Raises:
@@ -364,9 +356,7 @@ class GaussianVAERecipe:
     def model(self) -> VAE:
         """The untrained model, its weights drawn from the seed."""
         with training.own_randomness(self.seed):
-            return VAE(
-                self.latent, self.widths, self.learned_variance, self.variance_gain
-            )
+            return VAE(self.latent, self.widths, self.learned_variance, self.variance_gain)
 
 
 RECIPES: dict[str, GaussianVAERecipe] = {
@@ -468,9 +458,7 @@ def final_metrics(
             ("nll", nll, drawn),
             ("kl", kl, "closed form"),
         ):
-            metrics[f"{split}_{key}"] = runs.mean_metric(
-                values, split=split, note=note, **nats
-            )
+            metrics[f"{split}_{key}"] = runs.mean_metric(values, split=split, note=note, **nats)
         metrics[f"{split}_mse"] = runs.mean_metric(
             error, split=split, unit="squared pixels", tolerance=1e-5,
             note=f"a channel, {scale}, {drawn}",
@@ -625,8 +613,7 @@ def train(
     """
     out = Path(out)
     images, valid, test = (
-        data.load(recipe.data, split, data_root).images
-        for split in ("train", "valid", "test")
+        data.load(recipe.data, split, data_root).images for split in ("train", "valid", "test")
     )
 
     def evaluate(model, epoch):

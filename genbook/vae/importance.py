@@ -17,9 +17,7 @@ from ..likelihoods import log_mean_exp
 # %% ../../nbs/vae/importance.ipynb #d12a70a6
 def _weights_given_posterior(model, x, mu, logvar, num_samples):
     """log p(x|z) + log p(z) − log q(z|x) for `num_samples` draws z of N(mu, exp(logvar)), `(B, K)`."""
-    noise = torch.randn(
-        mu.shape[0], num_samples, mu.shape[1], device=mu.device, dtype=mu.dtype
-    )
+    noise = torch.randn(mu.shape[0], num_samples, mu.shape[1], device=mu.device, dtype=mu.dtype)
     mu, logvar = mu[:, None], logvar[:, None]
     z = reparameterise(mu.expand_as(noise), logvar.expand_as(noise), noise)  # (B, K, L)
     # The constants ½ log 2π of log p(z) and log q(z|x) cancel.
@@ -81,9 +79,7 @@ def importance_log_likelihood(
     Raises:
         ValueError: where K, `batch_size` or `chunk` is below 1.
     """
-    for name, value in dict(
-        num_samples=num_samples, batch_size=batch_size, chunk=chunk
-    ).items():
+    for name, value in dict(num_samples=num_samples, batch_size=batch_size, chunk=chunk).items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     estimates = []
