@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['DIRECTIVES', 'split_directives', 'cell_metadata', 'plain_text', 'without_code', 'labels', 'book_root', 'chapters',
-           'cells', 'Equation', 'coverage', 'imported_modules', 'dependencies', 'digest', 'read_notebook',
-           'reader_copy', 'page_digest', 'mark_equations', 'run_notebooks', 'setup', 'coverage_table', 'PublicName',
-           'public_names', 'module_chapters', 'api_list']
+           'cells', 'Equation', 'coverage', 'imported_modules', 'module_files', 'dependencies', 'digest',
+           'read_notebook', 'reader_copy', 'page_digest', 'mark_equations', 'run_notebooks', 'setup', 'coverage_table',
+           'PublicName', 'public_names', 'module_chapters', 'api_list', 'api_lists']
 
 # %% ../nbs/book.ipynb #09e350d5
 import ast
@@ -256,8 +256,16 @@ def coverage(
 # %% ../nbs/book.ipynb #407e77c2
 def imported_modules(
     code: str,
+    package: str = "genbook",
 ) -> set[str]:
-    """The modules of genbook that a piece of Python imports, without the package's name."""
+    """The modules of genbook that a piece of Python may import, by their names without the package's.
+
+    `from genbook.vae import elbo` names a module or something that a module defines; only the disk can say, so both
+    `vae` and `vae.elbo` are returned.
+
+    Args:
+        package: the package in which the code stands, from which its relative imports are counted.
+    """
     found: set[str] = set()
     try:
         tree = ast.parse(
@@ -267,23 +275,25 @@ def imported_modules(
         return found
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {
-                alias.name.split(".")[1]
-                for alias in node.names
-                if alias.name.startswith("genbook.")
-            }
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            module = (
-                ["genbook", *(node.module or "").split(".")]
-                if node.level
-                else (node.module or "").split(".")
-            )
-            module = [part for part in module if part]
-            if module == ["genbook"]:
-                found |= {alias.name for alias in node.names}
-            elif module[:1] == ["genbook"]:
-                found.add(module[1])
-    return found
+            parents = package.split(".")
+            base = parents[: len(parents) + 1 - node.level] if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return {name.removeprefix("genbook.") for name in found if name.startswith("genbook.")}
+
+
+def module_files(
+    name: str,
+    root: Path,
+) -> list[Path]:
+    """The files that Python reads to import a module of genbook: those of the packages around it, then its own."""
+    parts = name.split(".")
+    folders = [root.joinpath("genbook", *parts[:depth]) for depth in range(len(parts) + 1)]
+    files = [folder / "__init__.py" for folder in folders]
+    files += [folder.with_suffix(".py") for folder in folders[1:]]
+    return [path for path in files if path.is_file()]
 
 
 def dependencies(
@@ -293,14 +303,16 @@ def dependencies(
     """The files and folders that decide, besides its own code, what a notebook shows."""
     sources = cells(notebook, "code")
     pending = set().union(*(imported_modules(split_directives(source)[1]) for source in sources))
-    modules: set[str] = set()
+    names: set[str] = set()
+    modules: set[Path] = set()
     while pending:
-        name = pending.pop()
-        path = root / "genbook" / f"{name}.py"
-        if name not in modules and path.is_file():
-            modules.add(name)
-            pending |= imported_modules(path.read_text("utf8"))
-    found = [root / "genbook" / f"{name}.py" for name in sorted(modules)]
+        names.add(name := pending.pop())
+        for path in set(module_files(name, root)) - modules:
+            modules.add(path)
+            package = ".".join(path.parent.relative_to(root).parts)
+            pending |= imported_modules(path.read_text("utf8"), package)
+        pending -= names
+    found = sorted(modules)
 
     runs = Path(os.environ.get("GENBOOK_RUNS") or root / "runs")
     records = {path.name: path for path in runs.iterdir() if path.is_dir()} if runs.is_dir() else {}
@@ -360,8 +372,9 @@ def read_notebook(
     import nbformat
 
     notebook = json.loads(text)
-    used = dependencies(notebook, Path(root or book_root()))
-    comment = "".join(f"# {path.parent.name}/{path.name} {digest(path)}\n" for path in used)
+    root = Path(root or book_root())
+    used = dependencies(notebook, root)
+    comment = "".join(f"# {'/'.join(_within(path, root))} {digest(path)}\n" for path in used)
     # The title keeps the digests of chapters without code apart: the cache knows a notebook by its code alone.
     comment = f"# What {_title(notebook)!r} depends on\n{comment}".strip()
     page = [_cell("code", "depends", comment, {"tags": ["remove-cell"]})]
@@ -390,6 +403,11 @@ def read_notebook(
     return nbformat.reads(
         json.dumps({**notebook, "nbformat_minor": 5, "cells": page}), as_version=4
     )
+
+
+def _within(path: Path, root: Path) -> tuple[str, ...]:
+    # Records may lie elsewhere ($GENBOOK_RUNS); the same book in another folder has the same digests.
+    return path.relative_to(root).parts if path.is_relative_to(root) else path.parts[-2:]
 
 
 def _title(notebook: dict) -> str:
@@ -656,10 +674,25 @@ def api_list(
     entries = [
         f"Derived in [{title}]({posixpath.relpath(chapter, posixpath.dirname(page))}.ipynb)."
     ]
-    for name, signature, summary in public_names(root / "genbook" / f"{module}.py"):
+    for name, signature, summary in public_names(module_files(module, root)[-1]):
         entries.append(
             f"**`{name}`**`` {signature} ``\n: {summary}"
             if signature
             else f"**`{name}`**\n: {summary}"
         )
     return "\n\n".join(entries)
+
+
+def api_lists(
+    part: str = "",
+    page: str = "appendix/api",
+    root: Path | None = None,
+) -> str:
+    """The lists of all modules of a part, a folder of the package, in the book's order; of those in none by default."""
+    root = root or book_root()
+    modules = [name for name in module_chapters(root / "nbs") if name.rpartition(".")[0] == part]
+    headed = [
+        f"```{{rubric}} genbook.{name}\n:heading-level: 3\n```\n\n{api_list(name, page, root)}"
+        for name in modules
+    ]
+    return "\n\n".join(headed)

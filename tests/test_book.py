@@ -23,17 +23,17 @@ def test_package_is_what_the_notebooks_export(root, tmp_path):
     )
     for name in ("settings.ini", "pyproject.toml"):
         shutil.copy(root / name, tmp_path)
-    (tmp_path / "genbook").mkdir()
-    shutil.copy(root / "genbook/__init__.py", tmp_path / "genbook")
+    for path in (root / "genbook").rglob("__init__.py"):  # those of the parts are written by hand
+        target = tmp_path / path.relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
     subprocess.run(
         [Path(sys.executable).with_name("nbdev_export")], cwd=tmp_path, check=True, timeout=120
     )
 
     def modules(folder):
-        paths = sorted(
-            path for path in folder.glob("*.py") if path.name != "_modidx.py"
-        )  # nbdev's own index
-        return {path.name: path.read_text("utf8") for path in paths}
+        paths = [path for path in sorted(folder.rglob("*.py")) if path.name != "_modidx.py"]
+        return {path.relative_to(folder).as_posix(): path.read_text("utf8") for path in paths}
 
     exported, committed = modules(tmp_path / "genbook"), modules(root / "genbook")
     assert exported.keys() == committed.keys(), "modules were added or left over; run `make export`"

@@ -25,7 +25,7 @@ def notebook(title: str, *code: str) -> str:
 
 @pytest.fixture
 def small_book(root, tmp_path):
-    for name in ("genbook", "runs/first", "runs/second", "nbs/part", "_static"):
+    for name in ("genbook/part", "runs/first", "runs/second", "nbs/part", "_static"):
         (tmp_path / name).mkdir(parents=True)
     shutil.copy(root / "_config.yml", tmp_path)
     for name in ("genbook.css", "logo.svg"):
@@ -33,13 +33,14 @@ def small_book(root, tmp_path):
     (tmp_path / "references.bib").touch()
     (tmp_path / "_toc.yml").write_text(TOC)
     (tmp_path / "genbook/deep.py").write_text("x = 1")
-    (tmp_path / "genbook/shallow.py").write_text("from genbook.deep import x")
+    (tmp_path / "genbook/part/__init__.py").write_text("from ..deep import x")
+    (tmp_path / "genbook/part/shallow.py").touch()
     for name in ("first", "second"):
         (tmp_path / f"runs/{name}/run.json").write_text("1")
     (tmp_path / "nbs/index.ipynb").write_text(notebook("A book"))
     reads = "print('value', open('../../runs/' + 'first' + '/run.json').read())"
     (tmp_path / "nbs/part/one.ipynb").write_text(
-        notebook("One", "#| eval: false\nfrom genbook.shallow import x", reads)
+        notebook("One", "#| eval: false\nimport genbook.part.shallow", reads)
     )
     (tmp_path / "nbs/part/two.ipynb").write_text(notebook("Two", "#| echo: false\nprint('two')"))
     return tmp_path
@@ -68,9 +69,8 @@ def test_only_what_changed_runs_again(small_book):
     assert build(small_book) == {"index", "one", "two"}
     assert build(small_book) == set()
 
-    (small_book / "genbook/deep.py").write_text(
-        "x = 2"
-    )  # imported by a module that chapter one imports
+    # Imported by the folder of a module that chapter one imports.
+    (small_book / "genbook/deep.py").write_text("x = 2")
     assert build(small_book) == {"one"}
 
     (small_book / "runs/first/run.json").write_text("22222")
