@@ -18,9 +18,16 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = [
     path
-    for path in sorted((ROOT / "genbook").glob("*.py"))
+    for path in sorted((ROOT / "genbook").rglob("*.py"))
     if path.name not in ("__init__.py", "_modidx.py")
 ]
+
+
+def dotted(path: Path) -> str:
+    """A module's name in the package: `vae.elbo`."""
+    return ".".join(path.relative_to(ROOT / "genbook").with_suffix("").parts)
+
+
 BOOK_TOOLS = {
     "nbformat",
     "jupyter_cache",
@@ -57,7 +64,7 @@ def public_definitions() -> dict[
         for node in tree.body:
             if getattr(node, "name", None) not in public:
                 continue
-            name, said = f"{path.stem}.{node.name}", ast.get_docstring(node)
+            name, said = f"{dotted(path)}.{node.name}", ast.get_docstring(node)
             found[name] = node, said, checks
             for method in node.body if isinstance(node, ast.ClassDef) else []:
                 if not isinstance(method, ast.FunctionDef):
@@ -136,10 +143,10 @@ def test_what_the_package_imports_is_required():
             for name in (
                 {name.split(".")[0] for name in names} - {"genbook"} - sys.stdlib_module_names
             ):
-                if path.stem == "book" and name in BOOK_TOOLS:
+                if dotted(path).split(".")[0] == "book" and name in BOOK_TOOLS:
                     continue
                 assert required & {given.lower() for given in distributions.get(name, [])}, (
-                    f"{path.name} imports {name}"
+                    f"{dotted(path)} imports {name}"
                 )
 
 
@@ -189,7 +196,7 @@ def test_the_wheel_holds_the_package_alone(unpacked):
     files = {
         path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()
     }
-    package = {f"genbook/{path.name}" for path in (ROOT / "genbook").glob("*.py")}
+    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "genbook").rglob("*.py")}
     assert package <= files
     assert all(name.split("/")[0].endswith(".dist-info") for name in files - package), (
         files - package
@@ -259,15 +266,15 @@ def imported(unpacked) -> dict[str, tuple[str, set[str]]]:
         ".runs",
         ".book",
         ".cli",
-        ".scoreboard",
+        ".results.scoreboard",
         ".likelihoods",
         ".divergences",
         ".data",
         ".training",
-        ".elbo",
-        ".importance",
+        ".vae.elbo",
+        ".vae.importance",
     ]
-    rest = [f".{path.stem}" for path in MODULES if f".{path.stem}" not in light]
+    rest = [f".{dotted(path)}" for path in MODULES if f".{dotted(path)}" not in light]
     seen = json.loads(as_a_user(IMPORTS, unpacked, *(f"genbook{name}" for name in light + rest)))
     return {name: (file, set(loaded)) for name, (file, loaded) in seen.items()}
 
@@ -282,7 +289,7 @@ def test_imports_are_light(imported):
     """No pyplot, no network client and no reader of data files comes with the package; without torch its parts that need none."""
     without_torch = {
         "genbook",
-        *(f"genbook.{name}" for name in ("runs", "book", "cli", "scoreboard")),
+        *(f"genbook.{name}" for name in ("runs", "book", "cli", "results.scoreboard")),
     }
     with_figures = [name for name in imported if "matplotlib" in imported[name][1]]
     assert with_figures and not {
