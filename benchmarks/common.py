@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from genbook import data, runs, training
+from genbook.randomness import random_states, seed_everything, set_random_states
 from genbook.vae import binarised_mnist as vae
 
 
@@ -201,13 +202,13 @@ def take_turns(contenders, recipe, steps, block, clock, data_root=None):
     batches = [images[order[i * size : (i + 1) * size]] for i in range(steps)]
     states = {}
     for name in contenders:
-        training.seed_everything(recipe.seed)
-        states[name] = training.random_states()
+        seed_everything(recipe.seed)
+        states[name] = random_states()
     for start in range(0, steps, block):
         for name, contender in contenders.items():
-            training.set_random_states(states[name])
+            set_random_states(states[name])
             contender.block(batches[start : start + block], clock)
-            states[name] = training.random_states()
+            states[name] = random_states()
     print(f"\nBatch size {size}, {steps} steps of each, alternating in blocks of {block}; medians.")
 
 

@@ -2,25 +2,17 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'OPTIMIZERS', 'PRECISIONS', 'CHECK_EVERY', 'FROM_RECIPE', 'epoch_order', 'constant', 'cosine',
-           'one_cycle', 'random_states', 'set_random_states', 'seed_everything', 'own_randomness', 'stop_on_interrupt',
-           'save_checkpoint', 'load_checkpoint', 'check_fingerprint', 'Objective', 'Player', 'FitResult',
-           'make_accelerator', 'fit', 'keep_run', 'train_recipe']
+           'one_cycle', 'Objective', 'Player', 'FitResult', 'make_accelerator', 'fit', 'keep_run', 'train_recipe']
 
 # %% ../nbs/training.ipynb #adf36938
 import dataclasses
 import difflib
-import io
 import json
 import math
-import pickle
-import random
 import re
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +30,14 @@ from tqdm.auto import tqdm
 
 from . import data as datasets
 from . import runs
-from .runs import write_atomic, write_metrics
+from genbook.checkpoints import (
+    check_fingerprint,
+    load_checkpoint,
+    save_checkpoint,
+    stop_on_interrupt,
+)
+from .randomness import own_randomness, random_states, seed_everything, set_random_states
+from .runs import write_metrics
 
 # %% ../nbs/training.ipynb #f435c660
 def epoch_order(
@@ -88,137 +87,6 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, fused=True),
     "momentum": partial(torch.optim.SGD, momentum=0.9, fused=True),
 }
-
-# %% ../nbs/training.ipynb #960a4ed3
-def random_states() -> dict:
-    """The state of every source of randomness, in types that a checkpoint may hold."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]],
-        "python": [python_state[0], list(python_state[1]), python_state[2]],
-    }
-
-
-def set_random_states(
-    states: dict,  # as `random_states` gives them
-) -> None:
-    """Put every source of randomness back into a state."""
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    version, keys, gauss = states["python"]
-    random.setstate((version, tuple(keys), gauss))
-
-
-def seed_everything(
-    seed: int,  # at least 0
-) -> None:
-    """Seed torch (on every device), NumPy and Python."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-@contextmanager
-def own_randomness(
-    seed: int,  # for what happens inside
-) -> Iterator[None]:
-    """Inside, chance starts from `seed`; afterwards it goes on as if nothing had happened."""
-    states = random_states()
-    seed_everything(seed)
-    try:
-        yield
-    finally:
-        set_random_states(states)
-
-# %% ../nbs/training.ipynb #1d321a01
-@contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C makes the given function answer True; a second one interrupts."""
-    asked = False
-
-    def ask(signum, frame):
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, previous)
-
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # only the main thread may listen for signals
-        yield lambda: False
-        return
-    previous = signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-# %% ../nbs/training.ipynb #4658d3cd
-def save_checkpoint(
-    path: str | Path,  # the one file
-    state: dict,  # tensors, numbers, strings, and lists and dicts of them
-) -> None:
-    """Write a checkpoint; a kill at any moment leaves the old one or the new one, whole."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue())
-
-
-def load_checkpoint(
-    path: str | Path,  # the one file
-) -> dict | None:
-    """Read a checkpoint onto the CPU; None where there is none.
-
-    Raises ValueError where the file is not a checkpoint.
-    """
-    path = Path(path)
-    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process killed while it wrote
-        left.unlink(missing_ok=True)
-    if not path.exists():
-        return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        pickle.UnpicklingError,
-    ) as error:
-        raise ValueError(
-            f"{path} is not a readable checkpoint; delete it or pass resume=False to start afresh"
-        ) from error
-    if not isinstance(state, dict) or "fingerprint" not in state:
-        raise ValueError(f"{path} is not a checkpoint of fit(); pass another path for checkpoint")
-    return state
-
-
-def check_fingerprint(
-    path: str | Path,  # the checkpoint, for the message
-    stored: dict,  # what made the checkpoint
-    wanted: dict,  # what is asked for now
-) -> None:
-    """Raise ValueError, naming the differences, where a checkpoint belongs to another run."""
-    names = [name for name in {**stored, **wanted} if stored.get(name) != wanted.get(name)]
-    if names:
-        told = "; ".join(
-            f"{name} was {_brief(stored.get(name))}, is {_brief(wanted.get(name))}"
-            for name in names
-        )
-        raise ValueError(
-            f"{path} belongs to another run ({told}); "
-            "pass resume=False to start afresh, or another path"
-        )
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 # %% ../nbs/training.ipynb #56151b4f
 class Objective(nn.Module):

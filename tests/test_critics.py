@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from genbook import runs, training
+from genbook import runs
 from genbook.gan import critics
+from genbook.randomness import own_randomness
 from genbook.gan.critics import (
     F_DIVERGENCES,
     distribution1,
@@ -404,7 +405,7 @@ def test_estimates_from_what_is_kept_are_those_of_the_critic(objective):
     critic, _ = critics.train_critic(recipe, objective, 0.5)
     state = critics._kept(recipe, {(objective, 0.5): critic})
     (row,) = critics.final_metrics(recipe, critics._measured(recipe, state))[1]
-    with training.own_randomness(recipe.seed + 2):
+    with own_randomness(recipe.seed + 2):
         direct = critics.estimates(objective, 0.5, critic, recipe.eval_samples, recipe.penalty)
     assert row == pytest.approx({"theta": 0.5, **direct}, rel=1e-4, abs=1e-6)
     kept = state[f"measured/{objective}/0.5/across"]

@@ -7,9 +7,10 @@ import pytest
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
-from genbook import data, training
+from genbook import data
 from genbook.diffusion import probes
 from genbook.diffusion.ddpm import DDPM
+from genbook.randomness import own_randomness
 from genbook.diffusion.probes import (
     RECIPES,
     SAMPLERS,
@@ -28,7 +29,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def model():
-    with training.own_randomness(0):
+    with own_randomness(0):
         return DDPM(20, dim=8, mults=(1, 1)).eval()
 
 

@@ -25,7 +25,7 @@ from genbook.selfsupervised import simsiam
 from genbook.vae import binarised_mnist as vae
 from genbook.gan import wgan
 from genbook.vae.importance import importance_log_likelihood
-from genbook.training import own_randomness
+from genbook.randomness import own_randomness
 
 ROOT = os.path.join(os.path.dirname(__file__), "..", "runs")
 RECORDS = {run.name: run for run in runs.all_runs(ROOT) if "+" not in run.name}

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from genbook import training
+from genbook.checkpoints import load_checkpoint, stop_on_interrupt
 from genbook.training import SCHEDULES, Player, fit
 
 
@@ -119,7 +120,7 @@ def test_thirty_kills_change_nothing(tmp_path):
         child.join()
         assert child.exitcode == -signal.SIGKILL, "the run ended before it was killed"
         while_writing += bool(list(folder.glob(".*.tmp")))
-        state = training.load_checkpoint(checkpoint)
+        state = load_checkpoint(checkpoint)
         steps.append(state["step"] if state else 0)
     assert steps == sorted(steps) and len(set(steps)) > KILLS // 3, steps
     assert not (tmp_path / "result.pt").exists()
@@ -261,7 +262,7 @@ def test_bad_players_are_named(players, told):
 
 
 def test_second_interrupt_interrupts():
-    with training.stop_on_interrupt() as asked:
+    with stop_on_interrupt() as asked:
         os.kill(os.getpid(), signal.SIGINT)
         assert asked()
         with pytest.raises(KeyboardInterrupt):
@@ -334,7 +335,7 @@ def test_nan_stops_and_keeps_the_last_checkpoint(tmp_path):
             checkpoint_seconds=0.0,
             **SETTINGS,
         )
-    state = training.load_checkpoint(path)
+    state = load_checkpoint(path)
     assert state["step"] == 12 and all(value.isfinite().all() for value in state["model"].values())
 
 

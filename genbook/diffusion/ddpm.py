@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from .. import data, runs, training
 from .derivation import Diffusion, extract, linear_betas, t_sample
-from ..vae.gaussian import nearest, scale_pixels, show_pixels
 from .sampling import sample_ancestral, sample_ddim
 from .unet import UNet
-from ..viz import to_png
 from ..gan.wgan import roughness
+from ..randomness import own_randomness
+from ..vae.gaussian import nearest, scale_pixels, show_pixels
+from ..viz import to_png
 
 # %% ../../nbs/diffusion/ddpm.ipynb #f0622318
 class DDPM(nn.Module):
@@ -237,7 +238,7 @@ class DDPMRecipe:
 
     def model(self) -> DDPM:
         """The untrained model, its weights drawn from the seed."""
-        with training.own_randomness(self.seed):
+        with own_randomness(self.seed):
             return DDPM(self.timesteps, self.dim, self.mults)
 
 
@@ -325,7 +326,7 @@ def final_metrics(
             split="test", unit="bits a channel", tolerance=1e-3, note=note,
         )  # fmt: skip
 
-    with training.own_randomness(recipe.seed):
+    with own_randomness(recipe.seed):
         samples = model.sample(recipe.samples, recipe.sampler_steps).cpu().clamp(-1, 1)
     real = scale_pixels(test[:2000])
     for name, pictures in (("sample", samples[:64]), ("test", real[:64])):
@@ -401,7 +402,7 @@ def keep_portrait(
     few = sorted({10, 20, 50, 100, recipe.sampler_steps})
     for steps in (*(steps for steps in few if steps < T), T):
         name = f"ddim-{steps}" if steps < T else "ancestral"
-        with training.own_randomness(recipe.seed):
+        with own_randomness(recipe.seed):
             began = time.perf_counter()
             samples[name] = (
                 model.sample(32, steps) if steps < T else model.sample_ancestral(32)
@@ -500,5 +501,5 @@ def sample(
 ) -> Float[Tensor, "n 3 32 32"]:
     """`n` images from a recorded model by DDIM, in [0, 1]."""
     recipe, model = build(run)
-    with training.own_randomness(seed):
+    with own_randomness(seed):
         return show_pixels(model.sample(n, recipe.sampler_steps)).cpu()

@@ -17,16 +17,18 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .. import data, runs, training
-from ..judges import classifier
+from .. import data, runs
+from ..checkpoints import check_fingerprint, load_checkpoint, save_checkpoint
 from . import ddpm
-from ..vae import gaussian as gaussian_vae
-from ..judges.classifier import class_features, class_probabilities
 from .ddpm import DDPM
-from ..vae.gaussian import nearest, scale_pixels, show_pixels
-from ..judges.quality import bootstrap, kernel_distance
 from .sampling import crossing, denoise_from, sample_adams, sample_ddim
 from .unet import UNet
+from ..judges import classifier
+from ..judges.classifier import class_features, class_probabilities
+from ..judges.quality import bootstrap, kernel_distance
+from ..randomness import own_randomness
+from ..vae import gaussian as gaussian_vae
+from ..vae.gaussian import nearest, scale_pixels, show_pixels
 from ..viz import to_png
 
 # %% ../../nbs/diffusion/probes.ipynb #ac04a92f
@@ -60,7 +62,7 @@ def draw(
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
-    with training.own_randomness(seed):
+    with own_randomness(seed):
         parts = model.noise(n).split(64)
         noise, schedule = model.clipped_noise, model.diffusion
         drawn = [SAMPLERS[sampler](noise, schedule, x, steps).cpu() for x in parts]
@@ -92,7 +94,7 @@ def bring_back(
             f"got {t} and {stride}"
         )
     steps = -(-(t - 1) // stride) + 1  # both ends are visited
-    with training.own_randomness(seed):
+    with own_randomness(seed):
         back = []
         for some in images.split(64):
             x = scale_pixels(some).to(model.device)
@@ -146,7 +148,7 @@ def unet_features(
 
     hooks = [part.register_forward_hook(keep(name)) for name, part in layers(model.unet).items()]
     try:
-        with training.own_randomness(seed):
+        with own_randomness(seed):
             for some in images.split(64):
                 x = scale_pixels(some).to(model.device)
                 index = torch.full((len(x),), max(t - 1, 0), device=model.device)
@@ -270,9 +272,9 @@ class Measured(dict):
     def __init__(self, path: Path, settings: dict, resume: bool):
         super().__init__()
         self.path, self.settings, self.seconds = path, settings, {}
-        state = training.load_checkpoint(path) if resume else None
+        state = load_checkpoint(path) if resume else None
         if state is not None:
-            training.check_fingerprint(path, state["fingerprint"], settings)
+            check_fingerprint(path, state["fingerprint"], settings)
             self.update(state["tensors"])
             self.seconds = state["seconds"]
 
@@ -285,7 +287,7 @@ class Measured(dict):
         self.seconds[part] = time.perf_counter() - began
         self.update({f"{part}.{name}": value for name, value in found.items()})
         state = {"fingerprint": self.settings, "seconds": self.seconds}
-        training.save_checkpoint(self.path, {**state, "tensors": dict(self)})
+        save_checkpoint(self.path, {**state, "tensors": dict(self)})
 
 
 def measure(

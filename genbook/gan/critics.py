@@ -19,7 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .. import runs, training
+from .. import runs
+from ..checkpoints import check_fingerprint, load_checkpoint, save_checkpoint
+from ..randomness import own_randomness
 
 # %% ../../nbs/gan/critics.ipynb #b936865c
 @dataclass(frozen=True)
@@ -552,7 +554,7 @@ def train_critic(
     Returns:
         The critic, and its curve: pairs of a step and the estimate after it.
     """
-    with training.own_randomness(recipe.seed):
+    with own_randomness(recipe.seed):
         critic = make_critic(recipe.hidden).to(device)
         optimizer = LINE_OPTIMIZERS[recipe.optimizer](critic.parameters(), recipe.lr)
         horizon = recipe.steps if recipe.decay else math.inf
@@ -562,7 +564,7 @@ def train_critic(
         curve = []
 
         def log(step):
-            with training.own_randomness(recipe.seed + 1):  # the same new points always
+            with own_randomness(recipe.seed + 1):  # the same new points always
                 found = estimates(objective, theta, critic, recipe.log_samples, recipe.penalty)
             curve.append((step, next(iter(found.values()))))
 
@@ -626,7 +628,7 @@ def final_metrics(
     They come from what `measure` found of each critic, the scores of `eval_samples` fresh
     points read off its curves.
     """
-    with training.own_randomness(recipe.seed + 2):  # points no critic has seen
+    with own_randomness(recipe.seed + 2):  # points no critic has seen
         x, y = (next(distribution1(0.0, recipe.eval_samples))[:, 1] for _ in range(2))
     rows = []
     for theta in recipe.thetas:
@@ -706,7 +708,7 @@ def _kept(recipe: CriticRecipe, critics: dict[tuple[str, float], nn.Module]) -> 
         if theta in recipe.kept:
             weights = _state({(objective, theta): critic})
             state |= {name: tensor.half() for name, tensor in weights.items()}
-        with training.own_randomness(recipe.seed + 2):
+        with own_randomness(recipe.seed + 2):
             found = measure(objective, theta, critic, recipe.eval_samples)
         mark = f"measured/{objective}/{theta:g}/"
         state |= {mark + name: tensor for name, tensor in found.items()}
@@ -769,10 +771,10 @@ def train(
     out, device = Path(out), device or "cpu"
     checkpoint, settings = out / "checkpoint.pt", dataclasses.asdict(recipe)
     settings = {key: str(value) for key, value in settings.items()}
-    state = training.load_checkpoint(checkpoint) if resume else None
+    state = load_checkpoint(checkpoint) if resume else None
     if state is None:
         state = {"fingerprint": settings, "weights": {}, "curves": {}, "seconds": 0.0}
-    training.check_fingerprint(checkpoint, state["fingerprint"], settings)
+    check_fingerprint(checkpoint, state["fingerprint"], settings)
     runs.version_info()  # of the code that trains, whatever is edited meanwhile
     jobs = [(theta, kind) for theta in recipe.thetas for kind in recipe.objectives]
     bar = tqdm(jobs, desc=recipe.name, unit="critic", disable=not progress)
@@ -786,7 +788,7 @@ def train(
         state["weights"] |= _state({(objective, theta): critic.cpu()})
         state["curves"][key] = [list(point) for point in curve]
         state["seconds"] += time.perf_counter() - begun
-        training.save_checkpoint(checkpoint, state)
+        save_checkpoint(checkpoint, state)
 
     steps = [step for step, _ in next(iter(state["curves"].values()))]
     curves = state["curves"].items()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .. import data, runs, training
 from ..judges.classifier import class_probabilities, entropy
+from ..randomness import own_randomness
 from ..vae.gaussian import scale_pixels
 from ..viz import to_png
 
@@ -203,7 +204,7 @@ def train_classifier(
     epochs: int = 5,
 ) -> Classifier:
     """A classifier of digits, trained for some epochs on levels from 0 to 255."""
-    with training.own_randomness(seed):
+    with own_randomness(seed):
         model = Classifier()
     result = training.fit(
         model,
@@ -246,7 +247,7 @@ class GANRecipe:
 
     def model(self) -> GAN:
         """The untrained model, its weights drawn from the seed."""
-        with training.own_randomness(self.seed):
+        with own_randomness(self.seed):
             return GAN(self.latent)
 
 
@@ -293,7 +294,7 @@ def final_metrics(
     test = load_digits(recipe, "test", data_root)
     real = scale_pixels(test.images)
     device = next(model.parameters()).device
-    with training.own_randomness(recipe.seed), torch.no_grad():
+    with own_randomness(recipe.seed), torch.no_grad():
         fake = model.sample(recipe.eval_samples)
         trust = {"test": model.discriminator(real.to(device)).sigmoid()}
         trust["sample"] = model.discriminator(fake).sigmoid()
@@ -361,7 +362,7 @@ def keep_portrait(
     """
     train = load_digits(recipe, "train+valid", data_root)
     test = load_digits(recipe, "test", data_root)
-    with training.own_randomness(recipe.seed):
+    with own_randomness(recipe.seed):
         fake = model.sample(recipe.eval_samples)
     shares = {"train": train.labels}
     for name, x in (("test", scale_pixels(test.images)), ("sample", fake)):
@@ -453,5 +454,5 @@ def sample(
 ) -> Float[Tensor, "n 1 28 28"]:
     """`n` images from a recorded generator, in [0, 1]."""
     _, model = build(run)
-    with training.own_randomness(seed):
+    with own_randomness(seed):
         return 0.5 * (model.sample(n).cpu() + 1)

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import data, runs, training
 from .critics import between, lp_reg, slopes_and_scores, vf_wasserstein_distance
+from ..randomness import own_randomness
 from ..vae.gaussian import nearest, scale_pixels, show_pixels
 from ..viz import to_png
 
@@ -362,7 +363,7 @@ class WGANRecipe:
 
     def model(self) -> WGAN:
         """The untrained model, its weights drawn from the seed."""
-        with training.own_randomness(self.seed):
+        with own_randomness(self.seed):
             return WGAN(self.latent, self.width)
 
 
@@ -420,7 +421,7 @@ def final_metrics(
         for split in ("train", "valid", "test")
     }
     valid = loaded["valid"]
-    with training.own_randomness(recipe.seed):
+    with own_randomness(recipe.seed):
         fakes = model.sample(len(valid)).cpu()
         f_fake = scores(model.critic, fakes).double()
         for split, images in loaded.items():
@@ -476,7 +477,7 @@ def keep_samples(
     for kind, model in (("samples", trained), ("averaged", averaged)):
         copy = recipe.model().to(model.critic.last.weight.device)
         copy.load_state_dict(model.state_dict())
-        with training.own_randomness(recipe.seed), torch.no_grad():
+        with own_randomness(recipe.seed), torch.no_grad():
             settle(copy.generator, copy.draw)
             pictures = copy.eval().generator(z.to(copy.critic.last.weight.device)).cpu()
         name = f"step-{step:05d}-{kind}.png"
@@ -498,7 +499,7 @@ def keep_portrait(
     """
     train = data.load(recipe.data, "train", data_root).images
     test = data.load(recipe.data, "test", data_root).images
-    with training.own_randomness(recipe.seed):
+    with own_randomness(recipe.seed):
         fakes = model.sample(min(1000, len(test))).cpu()
     kinds = {
         "train": scale_pixels(train[: len(fakes)]),
@@ -562,7 +563,7 @@ def train(
         keep_samples(out, recipe, step, model, averaged)
 
     def finish(model):
-        with training.own_randomness(recipe.seed):
+        with own_randomness(recipe.seed):
             settle(model.generator, model.draw)
 
     def look_back(model):
@@ -608,5 +609,5 @@ def sample(
 ) -> Float[Tensor, "n 3 32 32"]:
     """`n` images from a recorded generator, in [0, 1]."""
     _, model = build(run)
-    with training.own_randomness(seed):
+    with own_randomness(seed):
         return show_pixels(model.sample(n)).cpu()

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from .. import data, runs, training
+from ..randomness import own_randomness
 from ..vae.gaussian import scale_pixels
 from ..viz import to_png
 
@@ -164,7 +165,7 @@ class ClassifierRecipe:
 
     def model(self) -> Classifier:
         """The untrained model, its weights drawn from the seed."""
-        with training.own_randomness(self.seed):
+        with own_randomness(self.seed):
             return Classifier(self.width, self.features)
 
 

@@ -16,17 +16,18 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .. import data, runs, training
-from ..judges import classifier
-from ..gan import minimax as gan
-from ..judges.classifier import class_features, class_probabilities, entropy
+from .. import data, runs
 from ..cli import family
-from ..vae.gaussian import scale_pixels, show_pixels
 from ..diffusion.probes import Measured, keep_measured
+from ..gan import minimax as gan
+from ..gan.wgan import roughness
+from ..judges import classifier
+from ..judges.classifier import class_features, class_probabilities, entropy
 from ..judges.quality import bootstrap, class_shares, frechet_distance
 from ..judges.quality import kernel_distance, memorisation, precision_recall
+from ..randomness import own_randomness
+from ..vae.gaussian import scale_pixels, show_pixels
 from ..viz import to_png
-from ..gan.wgan import roughness
 
 # %% ../../nbs/results/comparison.ipynb #31b52b51
 @dataclass(frozen=True)
@@ -138,10 +139,10 @@ def model_images(
     module = family(run.recipe["family"])
     if draws and run.recipe["family"] == "gaussian-vae":
         _, model = module.build(run)
-        with training.own_randomness(seed):
+        with own_randomness(seed):
             return model.sample(n, draw=True).clamp(-1, 1)
     x = 2 * module.sample(run, n, seed).float() - 1
-    with training.own_randomness(seed):
+    with own_randomness(seed):
         return black_and_white(x) if draws else x
 
 
@@ -232,7 +233,7 @@ def measure(
             with halved:
                 return model_images(of[kind], recipe.samples, draws, recipe.seed)
         x = scale_pixels(real[kind])
-        with training.own_randomness(recipe.seed):
+        with own_randomness(recipe.seed):
             return black_and_white(x) if draws else x
 
     def memorised(x):

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .. import runs, training
+from .. import runs
+from ..randomness import own_randomness
 from . import simsiam
 from .representations import spread
 from genbook.selfsupervised.simsiam import (
@@ -270,7 +271,7 @@ class RelativeRecipe(PretrainRecipe):
         if self.method not in METHODS:
             told = ", ".join(METHODS)
             raise ValueError(f"method must be one of {told}, got {self.method!r}")
-        with training.own_randomness(self.seed):
+        with own_randomness(self.seed):
             return METHODS[self.method](self)
 
 

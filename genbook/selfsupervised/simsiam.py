@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from .. import data, runs, training
 from ..diffusion.probes import linear_probe
+from ..randomness import own_randomness
 from genbook.selfsupervised.representations import (
     closeness,
     effective_rank,
@@ -318,7 +319,7 @@ class SimSiamRecipe(PretrainRecipe):
 
     def model(self) -> SimSiam:
         """The untrained model, its weights drawn from the seed."""
-        with training.own_randomness(self.seed):
+        with own_randomness(self.seed):
             return SimSiam(
                 partial(resnet18, stem=self.stem),
                 self.dim,
@@ -403,7 +404,7 @@ def views_of(
     seed: int = 0,
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
     """The projections of two views of each image, the same views for every model."""
-    with training.own_randomness(seed):
+    with own_randomness(seed):
         z1, z2 = (
             outputs(model, images, lambda x: normalise(augment(x)), halved)[1] for _ in range(2)
         )
@@ -450,7 +451,7 @@ def in_company(
     Returns:
         "lengths" of the outputs, and "sides", their cosines to their mean direction.
     """
-    with training.own_randomness(seed):
+    with own_randomness(seed):
         x = normalise(augment(images)).to(next(model.parameters()).device)
         z = deepcopy(model).train().encoder(x).float().cpu()
     mean = nn.functional.normalize(z, dim=1).mean(0, keepdim=True)
@@ -471,7 +472,7 @@ def expectation(
         views: that the mean is of, besides the one that is judged.
     """
     device = next(model.parameters()).device
-    with training.own_randomness(seed):
+    with own_randomness(seed):
         z = torch.stack(
             [outputs(model, images, lambda x: normalise(augment(x)))[1] for _ in range(views + 1)]
         )
@@ -568,7 +569,7 @@ def keep_portrait(
     """
     train, test = (data.load(recipe.data, split, data_root) for split in ("train", "test"))
     some = test.images[:8]
-    with training.own_randomness(recipe.seed):
+    with own_randomness(recipe.seed):
         views = [Augmentation()(some) for _ in range(7)]
     bank, queries = (
         nn.functional.normalize(outputs(model, images)[0]) for images in (train.images, some)

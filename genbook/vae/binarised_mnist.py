@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from .. import data, runs, training
 from ..divergences import kl_gaussian_gaussian_analytic
+from ..likelihoods import log_likelihood_bernoulli_logits
+from ..randomness import own_randomness
 from .elbo import elbo_terms
 from .importance import importance_log_likelihood, iwae_bound
-from ..likelihoods import log_likelihood_bernoulli_logits
 from ..viz import to_png
 
 # %% ../../nbs/vae/binarised-mnist.ipynb #de6529ec
@@ -247,7 +248,7 @@ class VAERecipe:
 
         Raises ValueError where the network or the activation is unknown.
         """
-        with training.own_randomness(self.seed):
+        with own_randomness(self.seed):
             if self.network == "mlp":
                 networks = mlp_networks(self.hidden, self.latent, self.activation)
             elif self.network == "conv":
@@ -343,7 +344,7 @@ def elbo_of(
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
     """The two terms of the ELBO of each of many images, in nats, with noise from a fixed seed."""
     device = next(model.parameters()).device
-    with training.own_randomness(seed):
+    with own_randomness(seed):
         terms = [elbo_terms(model, batch.to(device)) for batch in images.split(1000)]
     log_likelihood, divergence = (torch.cat(term) for term in zip(*terms))
     return log_likelihood, divergence
@@ -366,7 +367,7 @@ def final_metrics(
         elbo = log_likelihood - divergence
         metrics[f"{split}_elbo"] = runs.mean_metric(elbo, split=split, note=note, **nats)
         metrics[f"{split}_kl"] = runs.mean_metric(divergence, split=split, note="analytic", **nats)
-    with training.own_randomness(0):
+    with own_randomness(0):
         log_px = importance_log_likelihood(
             model, images.to(next(model.parameters()).device), recipe.eval_samples
         )
@@ -458,5 +459,5 @@ def sample(
 ) -> Float[Tensor, "n c h w"]:
     """`n` images from a recorded model, the means of p(x|z), in [0, 1]."""
     _, model = build(run)
-    with training.own_randomness(seed):
+    with own_randomness(seed):
         return model.sample(n)

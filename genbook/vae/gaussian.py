@@ -18,6 +18,7 @@ from jaxtyping import Float, Num, UInt8
 from torch import Tensor, nn
 
 from .. import data, runs, training
+from ..randomness import own_randomness
 from .elbo import ACTIVE, active_units, reparameterise
 from .importance import importance_log_likelihood
 from ..viz import to_png
@@ -355,7 +356,7 @@ class GaussianVAERecipe:
 
     def model(self) -> VAE:
         """The untrained model, its weights drawn from the seed."""
-        with training.own_randomness(self.seed):
+        with own_randomness(self.seed):
             return VAE(self.latent, self.widths, self.learned_variance, self.variance_gain)
 
 
@@ -388,7 +389,7 @@ def elbo_of(
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n"]]:
     """−log p(x|z) and KL in nats, and mean squared error, of each image; fixed noise."""
     terms = []
-    with training.own_randomness(seed):
+    with own_randomness(seed):
         for x in _batches(model, images):
             mode, nll, kl = model(x)
             terms.append((nll, kl, (x - mode).square().mean((1, 2, 3))))
@@ -469,7 +470,7 @@ def final_metrics(
     # log p(x) takes long, and its difference to the bound varies less from image to image than
     # either: it is estimated on some images, and its mean added to the bound of all.
     some, elbo = images[: recipe.eval_images], (-nll - kl).cpu()
-    with training.own_randomness(0):
+    with own_randomness(0):
         x = scale_pixels(some).to(model.mean.weight.device)
         gain = model.log_likelihood(x, recipe.eval_samples).cpu() - elbo[: len(some)]
     note = f"importance sampling, K = {recipe.eval_samples}"
@@ -498,7 +499,7 @@ def final_metrics(
         active_units(means).sum(), n=len(train), split="train", unit="latents",
         tolerance=0, note=f"variance over images of the posterior mean above {ACTIVE}",
     )  # fmt: skip
-    with training.own_randomness(recipe.seed):
+    with own_randomness(recipe.seed):
         pictures = {"sample": model.sample(64).cpu()}
     pictures["reconstruction"] = reconstruct(model, images[:64])
     for kind, some in pictures.items():
@@ -575,7 +576,7 @@ def keep_portrait(
             row[f"se_{label}"] = error[i].item()
     runs.write_metrics(out / "profile.csv", profile)
 
-    with training.own_randomness(recipe.seed):
+    with own_randomness(recipe.seed):
         samples = model.sample(2000).cpu()
     spectra = {
         "images": _spectrum(scale_pixels(some)),
@@ -667,7 +668,7 @@ def sample(
 ) -> Float[Tensor, "n 3 32 32"]:
     """`n` images from a recorded model, the modes of p(x|z), in [0, 1]."""
     _, model = build(run)
-    with training.own_randomness(seed):
+    with own_randomness(seed):
         return show_pixels(model.sample(n))
 
 # %% ../../nbs/vae/gaussian.ipynb #d79cbd1b
