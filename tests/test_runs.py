@@ -13,7 +13,7 @@ from torch import nn
 
 from genbook import runs
 from genbook.gan import minimax as gan
-from genbook.runs import Run, validate, validate_all
+from genbook.runs import Run, audit, validate, validate_all
 from genbook.viz import to_png
 
 METRIC = {"value": -1.5, "se": 0.1, "n": 500, "split": "test", "unit": "nats", "tolerance": 0.01}
@@ -157,7 +157,7 @@ def test_what_is_wrong_is_told(path, break_it, told):
 
 
 def test_too_much_altogether(path, monkeypatch):
-    monkeypatch.setattr(runs, "TOTAL_LIMIT", 100)
+    monkeypatch.setattr(audit, "TOTAL_LIMIT", 100)
     assert "all runs together" in validate_all(path.parent)[""][0]
 
 
