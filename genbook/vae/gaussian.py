@@ -4,7 +4,7 @@
 __all__ = ['BIN', 'LOG_2PI', 'RECIPES', 'scale_pixels', 'show_pixels', 'DiagonalGaussianDistribution', 'conv_encoder',
            'conv_decoder', 'VAE', 'objective', 'bits_per_dimension', 'GaussianVAERecipe', 'build', 'elbo_of',
            'posteriors_of', 'reconstruct', 'nearest', 'final_metrics', 'keep_pictures', 'keep_portrait', 'train',
-           'evaluate', 'sample', 'latent_path', 'interpolate']
+           'evaluate', 'sample', 'interpolate']
 
 # %% ../../nbs/vae/gaussian.ipynb #3c9f0efb
 import dataclasses
@@ -21,6 +21,7 @@ from .. import data, runs, training
 from ..randomness import own_randomness
 from .elbo import ACTIVE, active_units, reparameterise
 from .importance import importance_log_likelihood
+from .latents import latent_path
 from ..viz import to_png
 
 # %% ../../nbs/vae/gaussian.ipynb #894dde03
@@ -672,42 +673,6 @@ def sample(
         return show_pixels(model.sample(n))
 
 # %% ../../nbs/vae/gaussian.ipynb #d79cbd1b
-def latent_path(
-    z_1: Float[Tensor, "*one latent"],
-    z_2: Float[Tensor, "*one latent"],
-    n: int,
-    spherical: bool = False,
-) -> Float[Tensor, "n latent"]:
-    """`n` points from `z_1` to `z_2`, both included: evenly on a line, or on an arc.
-
-    On the arc direction and length change at constant rates ({eq}`eq-spherical-path`).
-
-    Raises:
-        ValueError: lengths that differ, n < 2, or ends without an arc between them: one of
-            them zero, or the two opposite.
-    """
-    z_1, z_2 = z_1.reshape(-1), z_2.reshape(-1)
-    if z_1.shape != z_2.shape:
-        raise ValueError(
-            f"z_1 and z_2 must be one latent each, got {len(z_1)} and {len(z_2)} numbers"
-        )
-    if n < 2:
-        raise ValueError(f"n must be at least 2, for both ends, got {n}")
-    t = torch.linspace(0, 1, n, dtype=z_1.dtype, device=z_1.device)[:, None]  # (n, 1)
-    if not spherical:
-        return (1 - t) * z_1 + t * z_2
-    r_1, r_2 = z_1.norm(), z_2.norm()
-    if r_1 == 0 or r_2 == 0:
-        raise ValueError("z_1 and z_2 must not be zero on an arc: zero has no direction")
-    angle = torch.acos((z_1 @ z_2 / (r_1 * r_2)).clamp(-1, 1))
-    if math.pi - angle < 1e-3:
-        raise ValueError("z_1 and z_2 are opposite: no arc between them is the shortest")
-    if angle < 1e-3:
-        return (1 - t) * z_1 + t * z_2
-    direction = torch.sin((1 - t) * angle) * z_1 / r_1 + torch.sin(t * angle) * z_2 / r_2
-    return ((1 - t) * r_1 + t * r_2) * direction / torch.sin(angle)
-
-
 @torch.no_grad()
 def interpolate(
     model: VAE,
