@@ -12,9 +12,9 @@ from torch import nn
 
 from genbook.diffusion import ddpm
 from genbook.diffusion.derivation import t_sample
-from genbook.vae.gaussian import scale_pixels
 from genbook.diffusion.sampling import sample_ddim
 from genbook.diffusion.unet import LinearAttention
+from genbook.vae.gaussian import scale_pixels
 
 BLOCK = 2  # steps of one before the other takes its turn
 

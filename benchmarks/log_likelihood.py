@@ -17,8 +17,8 @@ import common
 import torch
 
 from genbook import runs
-from genbook.vae import importance
 from genbook.vae import binarised_mnist as vae
+from genbook.vae import importance
 
 BLOCK = 640  # images that one contestant evaluates before it is the next one's turn
 
@@ -100,7 +100,7 @@ def main():
     num_samples = recipe.eval_samples
     recorded = not options.smoke and (runs.runs_root() / "vae-bmnist" / "run.json").is_file()
     model = vae.build(runs.Run.open("vae-bmnist"))[1] if recorded else recipe.model().eval()
-    models = {name: model for name in CONTESTANTS}
+    models = dict.fromkeys(CONTESTANTS, model)
     models["starter"] = common.same_weights(common.StarterVAE(recipe.latent), model)
 
     if options.memory_of:  # a process of its own: the peak of one contestant

@@ -16,7 +16,7 @@ from genbook.data import import_torchvision
 from genbook.selfsupervised.views import Augmentation
 
 import_torchvision()
-from torchvision import transforms
+from torchvision import transforms  # noqa: E402 (torchvision imports only once it has been helped)
 
 
 class PerImage(Dataset):

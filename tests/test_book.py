@@ -12,9 +12,7 @@ import pytest
 
 from genbook import book
 
-NOTEBOOKS = {
-    name: path for name, path in book.chapters(Path(__file__).parent.parent / "nbs").items()
-}
+NOTEBOOKS = book.chapters(Path(__file__).parent.parent / "nbs")
 
 
 def test_package_is_what_the_notebooks_export(root, tmp_path):
