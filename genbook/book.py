@@ -343,7 +343,7 @@ def digest(
     )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _file_digest(path: Path, mtime_ns: int, size: int) -> str:
     # The two numbers are only there to make the cache look again when the file has changed.
     with path.open("rb") as file:
