@@ -10,13 +10,13 @@ from torch.distributions import Normal, kl_divergence
 
 from genbook.diffusion.derivation import (
     Diffusion,
-    GaussianMixtureNoise,
     cosine_betas,
     discretised_nll,
     extract,
     linear_betas,
     t_sample,
 )
+from genbook.diffusion.exact import GaussianMixtureNoise
 
 T = 60
 BUFFERS = (
@@ -498,3 +498,31 @@ def test_mixture_samples(diffusion):
 def test_bad_mixtures_are_refused(diffusion, means, stds, weights):
     with pytest.raises(ValueError):
         GaussianMixtureNoise(diffusion, means, stds, weights)
+
+
+# The course's names
+
+
+def test_the_course_s_names_are_those_of_its_schedule():
+    """Importable from the part: arrays of 1,000 linear steps, and functions of this schedule."""
+    from genbook import diffusion as part
+
+    course = Diffusion(linear_betas(1000))
+    for name in BUFFERS:
+        assert torch.equal(getattr(part, name), getattr(course, name)), name
+    assert part.alphas_cumprod[-1].item() == pytest.approx(4.036e-5, rel=1e-3)
+    from genbook.diffusion import extract, p_losses, p_sample, p_sample_loop, q_sample, t_sample
+
+    x, noise, t = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8), t_sample(1000, 4)
+    by_hand = (
+        extract(part.sqrt_alphas_cumprod, t, x.shape) * x
+        + extract(part.sqrt_one_minus_alphas_cumprod, t, x.shape) * noise
+    )
+    torch.testing.assert_close(q_sample(x, t, noise), by_hand)
+    assert q_sample(x_start=x, t=t).shape == x.shape
+    assert p_losses(denoise_model=zero, x_start=x, t=t) == pytest.approx(0.425, abs=0.1)
+    assert p_sample(zero, x, torch.full((4,), 9), 9).shape == x.shape
+    assert p_sample_loop(zero, shape=(2, 3, 4, 4), timesteps=5).shape == (5, 2, 3, 4, 4)
+    with pytest.raises(AttributeError, match="no attribute 'gammas'"):
+        part.gammas  # noqa: B018
+    assert set(part.__all__) <= set(dir(part)) | set(part._OF_THE_COURSE)

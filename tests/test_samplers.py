@@ -7,14 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from genbook.diffusion.derivation import Diffusion, GaussianMixtureNoise, linear_betas
-from genbook.diffusion.sampling import (
-    crossing,
-    denoise_from,
-    sample_adams,
-    sample_ancestral,
-    sample_ddim,
-)
+from genbook.diffusion.derivation import Diffusion, linear_betas
+from genbook.diffusion.exact import GaussianMixtureNoise
+from genbook.diffusion.sampling import denoise_from, sample_adams, sample_ancestral, sample_ddim
+from genbook.measures import crossing
 from genbook.viz import animation
 
 ALL = [sample_ancestral, sample_ddim, sample_adams]

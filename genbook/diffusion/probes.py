@@ -21,7 +21,8 @@ from .. import data, runs
 from ..checkpoints import check_fingerprint, load_checkpoint, save_checkpoint
 from . import ddpm
 from .ddpm import DDPM
-from .sampling import crossing, denoise_from, sample_adams, sample_ddim
+from .sampling import denoise_from, sample_adams, sample_ddim
+from ..measures import crossing
 from .unet import UNet
 from ..judges import classifier
 from ..judges.classifier import class_features, class_probabilities
