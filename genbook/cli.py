@@ -635,9 +635,9 @@ def data_check(
     else:
         show(
             [
-                {"part": part, "verdict": row["verdict"], "images": row["size"], "published": row["published"], "layout": row["layout"],
+                {"split": split, "verdict": row["verdict"], "images": row["size"], "published": row["published"], "layout": row["layout"],
                  "sha256": (row["sha256"] or "")[:12], "found": row["found"]}
-                for part, row in report["parts"].items()
+                for split, row in report["splits"].items()
             ],
             title=name,
         )  # fmt: skip

@@ -8,6 +8,7 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import math
 import os
 import pickle
 import signal
@@ -25,17 +26,21 @@ import pytest
 import torch
 from PIL import Image
 
-import genbook.data as data
+from genbook import data
 from genbook.data import (
     DATASETS,
     DataError,
+    Splits,
     check,
     digest,
     fetch,
+    fetching,
     find,
     load,
+    loading,
     parse_amat,
     provenance,
+    reading,
 )
 
 REAL_DATA = os.environ.get("GENBOOK_DATA")
@@ -47,7 +52,7 @@ def no_data(tmp_path, monkeypatch):
     """A machine without data: an empty cache, no `GENBOOK_DATA`, and no way to the publishers."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("GENBOOK_DATA", raising=False)
-    monkeypatch.setattr(data, "_BINARIZED_URL", "http://127.0.0.1:9/{part}.amat")
+    monkeypatch.setattr(fetching, "_BINARIZED_URL", "http://127.0.0.1:9/{part}.amat")
 
 
 def sha256(*arrays):
@@ -75,6 +80,18 @@ def arrays(name, part, seed=0):
     if name == "binarized_mnist":
         return rng.integers(0, 2, shape, dtype=np.uint8), None
     return rng.integers(0, 256, shape, dtype=np.uint8), np.arange(SIZES[part]) % 10
+
+
+def digests_of(name):
+    """SHA-256 of each split of a set in the test's sizes."""
+    digests = {}
+    for part in DATASETS[name].published:
+        images, labels = arrays(name, part)
+        cut = len(images) - (6 if part == "train" and DATASETS[name].held_out else 0)
+        for split, rows in ((part, slice(None, cut)), ("valid", slice(cut, None))):
+            if len(images[rows]):
+                digests[split] = sha256(*(a[rows] for a in (images, labels) if a is not None))
+    return digests
 
 
 def amat(images):
@@ -303,7 +320,7 @@ def test_archive_is_read_and_its_content_checked(tmp_path, monkeypatch):
     )
     assert_is(load("binarized_mnist", "valid", tmp_path), parts["valid"], None)
     assert digest("binarized_mnist", "valid", tmp_path) == digests["valid"]
-    assert check("binarized_mnist", tmp_path)["parts"]["train"]["verdict"] == "as published"
+    assert check("binarized_mnist", tmp_path)["splits"]["train"]["verdict"] == "as published"
 
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
@@ -344,8 +361,7 @@ def test_torchvision_files(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize("name", ["mnist", "svhn", "cifar10"])
 @pytest.mark.parametrize("damage", ["truncated", "empty", "corrupt", "another file"])
 def test_damaged_torchvision_files_are_named(tmp_path, monkeypatch, name, damage):
-    images, labels = arrays(name, "train")
-    small(name, monkeypatch, digests={"train": sha256(images, labels)} if name == "mnist" else {})
+    small(name, monkeypatch, digests=digests_of(name) if name == "mnist" else {})
     path = write_torchvision(name, tmp_path / "root", monkeypatch)
     content = path.read_bytes()
     flipped = bytearray(content)
@@ -415,7 +431,7 @@ def test_parquet(tmp_path, monkeypatch, name, folder, kind, shards, column):
     for _ in range(2):
         assert_is(load(name, "train", tmp_path), images[:-6], labels[:-6])
         assert_is(load(name, "test", tmp_path), *arrays(name, "test"))
-    assert check(name, tmp_path)["parts"]["test"]["verdict"] == "sums unknown"
+    assert check(name, tmp_path)["splits"]["test"]["verdict"] == "sums unknown"
     assert provenance(name, tmp_path)["note"] == ""
 
 
@@ -510,6 +526,100 @@ def test_roots_are_searched_in_order(tmp_path, monkeypatch):
         load("binarized_mnist", "train", download=False)
 
 
+@pytest.fixture
+def counted(monkeypatch):
+    """How often files were decoded and decoded copies opened, and how many bytes were hashed in the name of data."""
+    import safetensors
+
+    counts = {"decoded": 0, "opened": 0, "hashed": 0}
+    sha, open_ = hashlib.sha256, safetensors.safe_open
+
+    class Counting:
+        def __init__(self, content=b""):
+            self.sum = sha()
+            self.update(content)
+
+        def update(self, content):
+            counts["hashed"] += 0 if isinstance(content, bytes) else memoryview(content).nbytes
+            self.sum.update(content)
+
+        def hexdigest(self):
+            return self.sum.hexdigest()
+
+    def open_counted(path, *args, **kwargs):
+        counts["opened"] += Path(path).exists()
+        return open_(path, *args, **kwargs)
+
+    for layout, reader in reading._READERS.items():
+
+        def read_counted(copy, reader=reader):
+            counts["decoded"] += 1
+            return reader(copy)
+
+        monkeypatch.setitem(reading._READERS, layout, read_counted)
+    monkeypatch.setattr(hashlib, "sha256", Counting)
+    monkeypatch.setattr(safetensors, "safe_open", open_counted)
+    return counts
+
+
+def use(splits):
+    """All that a run asks of its data, and more than once."""
+    for _ in range(2):
+        seen = [splits[split] for split in splits.dataset.sizes]
+        assert len(seen[0].images) + len(seen[1].images) == len(seen[3].images)
+        found = splits.provenance()
+        for split in ("train", "valid", "test"):
+            assert splits.digest(split) == found["splits"][split]["sha256"]
+            assert getattr(splits, split).images.data_ptr() == splits[split].images.data_ptr()
+    return found
+
+
+def test_a_run_decodes_reads_and_hashes_its_data_once(tmp_path, monkeypatch, counted):
+    small("svhn", monkeypatch)
+    write_parquet("svhn", tmp_path / "svhn")
+    pixels = 25 * (3 * 32 * 32 + 1)  # a byte for each label
+    found = use(Splits("svhn", tmp_path))
+    assert counted == {"decoded": 2, "opened": 0, "hashed": pixels}
+    assert use(Splits("svhn", tmp_path)) == found  # from the decoded copies, which are checked
+    assert counted == {"decoded": 2, "opened": 2, "hashed": 2 * pixels}
+    assert {split: row["sha256"] for split, row in found["splits"].items()} == digests_of("svhn")
+
+
+def test_a_run_compares_published_sums_without_hashing_again(tmp_path, monkeypatch, counted):
+    small("mnist", monkeypatch, digests=digests_of("mnist"))
+    write_torchvision("mnist", tmp_path, monkeypatch)
+    use(Splits("mnist", tmp_path))
+    assert counted == {"decoded": 2, "opened": 0, "hashed": 25 * (28 * 28 + 1)}
+
+
+@pytest.mark.parametrize("name", ["toy_digits", "toy_house_numbers"])
+def test_a_run_draws_and_hashes_a_toy_set_once(monkeypatch, counted, name):
+    asked = []
+    draw = loading.drawn
+    monkeypatch.setattr(loading, "drawn", lambda *which: asked.append(which) or draw(*which))
+    use(Splits(name))
+    assert asked == [(name, split) for split in ("train", "valid", "test")]
+    assert counted["hashed"] == 3000 * (math.prod(DATASETS[name].shape) + 1)
+
+
+def test_splits_read_only_what_is_asked_for(tmp_path, monkeypatch, counted):
+    small("svhn", monkeypatch)
+    write_parquet("svhn", tmp_path / "svhn", parts=["train"])
+    splits = Splits("svhn", tmp_path, download=False)
+    assert counted["decoded"] == 0 and (splits.name, splits.white) == ("svhn", 255)
+    images, labels = arrays("svhn", "train")
+    assert_is(splits.train, images[:-6], labels[:-6])
+    assert_is(splits.valid, images[-6:], labels[-6:])
+    assert_is(splits["train+valid"], images, labels)
+    assert counted["decoded"] == 1
+    with pytest.raises(DataError, match="svhn: no files of its test part"):
+        splits.test
+    with pytest.raises(ValueError, match="split='dev' is no split of svhn; there are train, valid"):
+        splits["dev"]
+    with pytest.raises(ValueError, match="name='shvn' is no data set"):
+        Splits("shvn")
+
+
 def test_decoded_copy_follows_its_source_and_survives_damage(tmp_path, monkeypatch):
     small("svhn", monkeypatch)
     write_parquet("svhn", tmp_path / "svhn")
@@ -537,7 +647,9 @@ def test_the_decoded_copy_is_what_is_read(tmp_path, monkeypatch):
     small("svhn", monkeypatch)
     write_parquet("svhn", tmp_path / "svhn")
     expected = load("svhn", "test", tmp_path)
-    monkeypatch.setitem(data._READERS, "parquet", lambda copy: pytest.fail("decoded a second time"))
+    monkeypatch.setitem(
+        reading._READERS, "parquet", lambda copy: pytest.fail("decoded a second time")
+    )
     assert torch.equal(load("svhn", "test", tmp_path).images, expected.images)
 
 
@@ -697,10 +809,9 @@ def server(monkeypatch):
 def publish(name, server, monkeypatch):
     """Let the server be a data set's publisher; returns a file it serves."""
     expected = {part: arrays(name, part) for part in DATASETS[name].published}
-    digests = {part: sha256(*(a for a in pair if a is not None)) for part, pair in expected.items()}
-    small(name, monkeypatch, digests=digests if DATASETS[name].digests else {})
+    small(name, monkeypatch, digests=digests_of(name) if DATASETS[name].digests else {})
     if name == "binarized_mnist":
-        monkeypatch.setattr(data, "_BINARIZED_URL", server.base + "/{part}.amat")
+        monkeypatch.setattr(fetching, "_BINARIZED_URL", server.base + "/{part}.amat")
         server.files |= {f"{part}.amat": amat(pair[0]) for part, pair in expected.items()}
         return "valid.amat"
     server.files |= known_to_torchvision(monkeypatch, server.base)
@@ -739,7 +850,7 @@ def test_a_failed_download_leaves_nothing_and_can_be_repeated(
     tmp_path, monkeypatch, server, name, way
 ):
     file = publish(name, server, monkeypatch)
-    monkeypatch.setattr(data, "_TIMEOUT", 0.3)
+    monkeypatch.setattr(fetching, "_TIMEOUT", 0.3)
     server.ways[file] = way
     with pytest.raises(
         DataError, match=f"download from .* failed.*try again: genbook data fetch {name}"
@@ -747,7 +858,7 @@ def test_a_failed_download_leaves_nothing_and_can_be_repeated(
         load(name, "test")
     assert files_below(tmp_path / "cache") == []
     server.ways[file] = "well"
-    monkeypatch.setattr(data, "_TIMEOUT", 30)
+    monkeypatch.setattr(fetching, "_TIMEOUT", 30)
     assert_is(load(name, "test"), *arrays(name, "test"))
 
 
@@ -806,10 +917,15 @@ def test_downloads_at_the_same_time(tmp_path, monkeypatch, server):
 def test_a_download_that_is_killed_leaves_nothing_to_be_found(tmp_path, monkeypatch, server):
     publish("binarized_mnist", server, monkeypatch)
     server.ways["test.amat"] = "stalled"
-    program = "import sys, genbook.data as d; d._BINARIZED_URL = sys.argv[1]; d.DATASETS = eval(sys.argv[2]); d.fetch('binarized_mnist')"
-    table = f"{{'binarized_mnist': d.{DATASETS['binarized_mnist']!r}}}"
+    program = (
+        "import sys; from genbook import data; from genbook.data import fetching\n"
+        "fetching._BINARIZED_URL = sys.argv[1]\n"
+        "data.DATASETS['binarized_mnist'] = eval('data.' + sys.argv[2])\n"
+        "data.fetch('binarized_mnist')"
+    )
+    table = repr(DATASETS["binarized_mnist"])
     process = subprocess.Popen(
-        [sys.executable, "-c", program, data._BINARIZED_URL, table],
+        [sys.executable, "-c", program, fetching._BINARIZED_URL, table],
         cwd=Path(__file__).parent.parent,
     )
     try:
@@ -877,6 +993,7 @@ def test_toy_splits(name):
         for image in splits[split].images.numpy()
     }
     assert len(drawn) == 3000  # no image twice, within a split or across
+    assert {int(split.images.max()) for split in splits.values()} == {dataset.white}
     assert fetch(name) is None and check(name)["ok"]
     assert provenance(name)["splits"]["test"]["sha256"] == digest(name, "test")
 
@@ -926,7 +1043,7 @@ def test_real_sets_known_to_the_byte(real_data, name):
         pytest.skip(f"no {name} under GENBOOK_DATA")
     report = check(name)
     assert report["ok"], report["problems"]
-    assert {row["verdict"] for row in report["parts"].values()} == {"as published"}
+    assert {row["verdict"] for row in report["splits"].values()} == {"as published"}
 
 
 @real
