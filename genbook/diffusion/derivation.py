@@ -454,7 +454,8 @@ class VariationalBound(ReverseProcess):
         x_start: Float[Tensor, "batch *shape"],
     ) -> Float[Tensor, "batch"]:
         """The negative bound in nats an image ({eq}`eq-diffusion-bound`), one draw a term:
-        T calls of the model."""
+        T calls of the model.
+        """
         total = self.prior_kl(x_start)
         for index in range(self.timesteps):
             t = torch.full((len(x_start),), index, device=x_start.device)
