@@ -36,8 +36,8 @@ def runs_root() -> Path:
         return Path(os.environ["GENBOOK_RUNS"])
     here = Path.cwd()
     for folder in (here, *here.parents):
-        if (folder / "runs").is_dir():
-            return folder / "runs"
+        if (folder / "runs").is_dir() and not any((folder / "runs").glob("*.ipynb")):
+            return folder / "runs"  # and not the chapters about records
     checkout = _checkout()
     return (checkout if (checkout / "settings.ini").is_file() else here) / "runs"
 
