@@ -6,16 +6,17 @@ import pytest
 import torch
 
 from genbook import data
+from genbook.families import Job
 from genbook.judges import classifier
 from genbook.judges.classifier import (
     RECIPES,
     Classifier,
-    change_of_mind,
     class_features,
     class_probabilities,
     shifted,
 )
-from genbook.vae.gaussian import scale_pixels
+from genbook.images import scale_pixels
+from genbook.measures import total_variation
 
 
 @pytest.fixture(autouse=True)
@@ -44,15 +45,15 @@ def test_shifts_are_those_of_padding_and_cropping():
     assert (hits.sum(0) == 1).all() and (hits.sum(1) > 5).all()
 
 
-def test_change_of_mind():
+def test_total_variation():
     p = torch.softmax(3 * torch.randn(50, 10), 1)
-    assert (change_of_mind(p, p) == 0).all()
-    assert change_of_mind(torch.eye(10)[1], torch.eye(10)[2]) == 1
+    assert (total_variation(p, p) == 0).all()
+    assert total_variation(torch.eye(10)[1], torch.eye(10)[2]) == 1
     q, r = p.roll(1, 0), p.roll(2, 0)
-    torch.testing.assert_close(change_of_mind(p, q), change_of_mind(q, p))
-    assert (change_of_mind(p, r) <= change_of_mind(p, q) + change_of_mind(q, r) + 1e-6).all()
+    torch.testing.assert_close(total_variation(p, q), total_variation(q, p))
+    assert (total_variation(p, r) <= total_variation(p, q) + total_variation(q, r) + 1e-6).all()
     with pytest.raises(ValueError, match="the same classes"):
-        change_of_mind(p, p[:, :9])
+        total_variation(p, p[:, :9])
 
 
 def test_in_pieces_as_at_once():
@@ -65,7 +66,10 @@ def test_in_pieces_as_at_once():
 
 def test_a_run_resumes_where_it_was(tmp_path):
     recipe = dataclasses.replace(RECIPES["svhn-classifier"].smoke(), width=4)
-    whole = classifier.train(recipe, out=tmp_path / "whole", device="cpu", progress=False)
+    whole_job, parts_job = (
+        Job(tmp_path / name, device="cpu", progress=False) for name in ("whole", "parts")
+    )
+    whole = classifier.train(recipe, whole_job)
     objective, calls = classifier.objective, 0
 
     def interrupted(*arguments):
@@ -78,8 +82,8 @@ def test_a_run_resumes_where_it_was(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classifier, "objective", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            classifier.train(recipe, out=tmp_path / "parts", device="cpu", progress=False)
-    parts = classifier.train(recipe, out=tmp_path / "parts", device="cpu", progress=False)
+            classifier.train(recipe, parts_job)
+    parts = classifier.train(recipe, parts_job)
     assert parts.weights.read_bytes() == whole.weights.read_bytes()
     assert parts.record["metrics"] == whole.record["metrics"]
 

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from genbook.vae.gaussian import scale_pixels
+from genbook.images import scale_pixels
+from genbook.measures import bootstrap
 from genbook.judges.quality import (
-    bootstrap,
     class_shares,
     frechet_distance,
     kernel_distance,
