@@ -8,7 +8,7 @@ import torch
 
 from genbook.results import comparison
 from genbook.vae import gaussian as gaussian_vae
-from genbook.judges.classifier import entropy
+from genbook.measures import entropy
 from genbook.results.comparison import (
     RECIPES,
     black_and_white,

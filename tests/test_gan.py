@@ -9,7 +9,8 @@ from torch import nn
 
 from genbook import data, training
 from genbook.gan import minimax as gan
-from genbook.judges.classifier import class_probabilities, entropy
+from genbook.judges.classifier import class_probabilities
+from genbook.measures import entropy
 from genbook.gan.minimax import (
     GAN,
     RECIPES,

@@ -26,7 +26,8 @@ from ..measures import crossing
 from .unet import UNet
 from ..judges import classifier
 from ..judges.classifier import class_features, class_probabilities
-from ..judges.quality import bootstrap, kernel_distance
+from ..judges.quality import kernel_distance
+from ..measures import bootstrap
 from ..randomness import own_randomness
 from ..vae import gaussian as gaussian_vae
 from ..vae.gaussian import nearest, scale_pixels, show_pixels

@@ -18,7 +18,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from .. import data, runs, training
-from ..judges.classifier import class_probabilities, entropy
+from ..judges.classifier import class_probabilities
+from ..measures import entropy
 from ..randomness import own_randomness
 from ..vae.gaussian import scale_pixels
 from ..viz import to_png

@@ -22,8 +22,9 @@ from ..diffusion.probes import Measured, keep_measured
 from ..gan import minimax as gan
 from ..gan.wgan import roughness
 from ..judges import classifier
-from ..judges.classifier import class_features, class_probabilities, entropy
-from ..judges.quality import bootstrap, class_shares, frechet_distance
+from ..judges.classifier import class_features, class_probabilities
+from ..measures import bootstrap, entropy
+from ..judges.quality import class_shares, frechet_distance
 from ..judges.quality import kernel_distance, memorisation, precision_recall
 from ..randomness import own_randomness
 from ..vae.gaussian import scale_pixels, show_pixels
