@@ -59,7 +59,7 @@ def plain(recipe):
 
 def ours(recipe):
     model = recipe.model()
-    loss = common.book_loss(model, gaussian_vae.objective, recipe)
+    loss = common.book_loss(model, gaussian_vae.elbo_objective, recipe)
     return common.Contender(
         model, loss, training.OPTIMIZERS[recipe.optimizer](model.parameters(), lr=recipe.lr)
     )

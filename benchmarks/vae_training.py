@@ -44,7 +44,7 @@ def ours(recipe, images, valid, epochs, clock, between=lambda: None):
 
     def evaluate(model, epoch):
         ends.append(clock())
-        log_likelihood, divergence = vae.elbo_of(model, valid)
+        log_likelihood, divergence = vae.elbo_terms_of_images(model, valid)
         return {"valid_elbo": (log_likelihood - divergence).mean().item()}
 
     def on_epoch(model, epoch):
@@ -53,7 +53,7 @@ def ours(recipe, images, valid, epochs, clock, between=lambda: None):
         begins.append(clock())
 
     result = training.fit(
-        recipe.model(), recipe.loss, images, epochs=epochs, batch_size=recipe.batch_size, lr=recipe.lr, optimizer=recipe.optimizer,
+        recipe.model(), recipe.objective(), images, epochs=epochs, batch_size=recipe.batch_size, lr=recipe.lr, optimizer=recipe.optimizer,
         weight_decay=recipe.weight_decay, schedule=recipe.schedule, ema=recipe.ema or None, seed=recipe.seed, precision=recipe.precision,
         device="cpu", evaluate=evaluate, on_epoch=on_epoch, progress=False,
     )  # fmt: skip

@@ -7,15 +7,20 @@ import torch
 from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import binary_cross_entropy, logsigmoid, smooth_l1_loss
 
-from genbook.gan.critics import distribution1, lp_reg, vf_squared_hellinger, vf_wasserstein_distance
 from genbook.diffusion.derivation import Diffusion, linear_betas
 from genbook.divergences import kl_gaussian_gaussian_analytic, kl_gaussian_gaussian_mc
-from genbook.vae.elbo import reparameterise
+from genbook.gan.critics import distribution1, lp_reg, vf_squared_hellinger, vf_wasserstein_distance
 from genbook.gan.minimax import GAN
-from genbook.vae.importance import importance_log_likelihood
 from genbook.likelihoods import log_likelihood_normal
 from genbook.runs import Run
-from genbook.vae.binarised_mnist import RECIPES, build, elbo_of, unscaled_noise_objective
+from genbook.vae.binarised_mnist import (
+    RECIPES,
+    build,
+    elbo_terms_of_images,
+    unscaled_noise_objective,
+)
+from genbook.vae.elbo import reparameterise
+from genbook.vae.importance import importance_log_likelihood
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +159,7 @@ def test_unscaled_weights_claim_noise_that_they_do_not_draw(open_run, latents):
     _, logvar = bad.encode(images)
     claimed, drawn = torch.exp(0.5 * logvar), logvar.abs()
     assert (claimed.median() - 1).abs() < 0.1 and drawn.median() < 0.1
-    log_likelihood, divergence = elbo_of(bad, images)
+    log_likelihood, divergence = elbo_terms_of_images(bad, images)
     loss, _ = unscaled_noise_objective(bad, images)
     assert -loss > (log_likelihood - divergence).mean() + 10
 
@@ -212,7 +217,7 @@ def test_answer_1_12_is_minus_the_bound(open_run):
         mu, logvar = model.encode(x)
         means = model.decode(mu).sigmoid().view(x.shape)
         log_likelihood = model.log_p_x_given_z(x, mu)
-        _, divergence = elbo_of(model, x)
+        _, divergence = elbo_terms_of_images(model, x)
     error = binary_cross_entropy(means, x, reduction="none").flatten(1).sum(1)
     kl = kl_divergence(Normal(mu, torch.exp(0.5 * logvar)), Normal(0.0, 1.0)).sum(1)
     torch.testing.assert_close(error + kl, divergence - log_likelihood, rtol=1e-4, atol=1e-2)

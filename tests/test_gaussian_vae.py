@@ -10,21 +10,19 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from genbook import data, training
+from genbook import data, training, vae
+from genbook.images import nearest, scale_pixels, show_pixels
 from genbook.vae import gaussian as gaussian_vae
 from genbook.vae.gaussian import (
     RECIPES,
-    VAE,
     DiagonalGaussianDistribution,
+    GaussianVAE,
     bits_per_dimension,
+    elbo_objective,
     interpolate,
-    latent_path,
-    nearest,
-    objective,
-    scale_pixels,
-    show_pixels,
 )
 from genbook.vae.importance import importance_log_likelihood, log_importance_weights
+from genbook.vae.latents import latent_path
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +42,7 @@ def x(images):
 
 @pytest.fixture
 def model():
-    return VAE().eval()
+    return GaussianVAE().eval()
 
 
 # The distribution
@@ -280,7 +278,7 @@ def test_log_likelihood_is_above_the_bound_and_needs_no_gradient(model, x):
 
 MEMORY = """
 import re, sys, torch
-from genbook.vae.gaussian import VAE
+from genbook.vae.gaussian import GaussianVAE
 
 
 def peak():  # of this process; ru_maxrss would begin at that of the process that started it
@@ -289,7 +287,7 @@ def peak():  # of this process; ru_maxrss would begin at that of the process tha
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
-model, n, K = VAE().eval(), int(sys.argv[1]), int(sys.argv[2])
+model, n, K = GaussianVAE().eval(), int(sys.argv[1]), int(sys.argv[2])
 x = torch.rand(n, 3, 32, 32) * 2 - 1
 model.log_likelihood(x[:8], 16)
 before = peak()
@@ -314,7 +312,7 @@ def test_memory_grows_neither_with_images_nor_with_draws(n, K):
 
 def test_training_mode_differs_from_evaluation(x):
     """BatchNorm: what is measured must be measured in evaluation mode, which `build` returns."""
-    model = VAE()
+    model = GaussianVAE()
     with torch.no_grad():
         for _ in range(5):
             model(x)
@@ -329,13 +327,17 @@ def test_training_mode_differs_from_evaluation(x):
 
 
 def test_learned_variance_is_one_number(x):
-    model = VAE(learned_variance=True).eval()
+    model = GaussianVAE(learned_variance=True).eval()
     assert model.output_logvar == 0 and model.decode(torch.zeros(2, 32)).var.eq(1).all()
     model.variance.data.fill_(math.log(0.04) / model.variance_gain)
     p = model.decode(torch.randn(2, 32))
     torch.testing.assert_close(p.var, torch.full_like(p.var, 0.04))
     model(x)[1].mean().backward()
     assert model.variance.grad.isfinite() and model.variance.grad != 0
+
+
+def test_the_course_s_name_is_an_alias():
+    assert vae.VAE is GaussianVAE
 
 
 def test_models_start_alike():
@@ -360,8 +362,8 @@ def test_recipes_are_the_assignments():
 
 
 def test_loss_is_the_negative_bound_of_the_levels(images):
-    model = VAE()
-    loss, terms = objective(model, images)
+    model = GaussianVAE()
+    loss, terms = elbo_objective(model, images)
     torch.testing.assert_close(loss, -terms["elbo"])
     torch.testing.assert_close(loss, terms["nll"] + terms["kl"])
     assert loss > 2822
@@ -369,13 +371,13 @@ def test_loss_is_the_negative_bound_of_the_levels(images):
 
 def test_bf16_training_step_keeps_the_sums_in_float32(images):
     """A squared error of hundreds of nats summed in bfloat16 would be wrong by several."""
-    model = VAE()
+    model = GaussianVAE()
     with torch.autocast("cpu", torch.bfloat16):
         torch.manual_seed(0)
         mode, nll, kl = model(scale_pixels(images))
     assert mode.dtype == nll.dtype == kl.dtype == torch.float32
     torch.manual_seed(0)
-    expected = objective(model, images)[0]
+    expected = elbo_objective(model, images)[0]
     assert abs((nll + kl).mean() - expected) < 5  # the noise of products in bfloat16, of 2,900
 
 
@@ -384,7 +386,7 @@ def test_two_formats_in_memory_train_alike(images):
     ends = []
     for channels_last in (False, True):
         result = training.fit(
-            RECIPES["vae-svhn"].model(), objective, images, epochs=2, batch_size=8, lr=1e-4, device="cpu", channels_last=channels_last, progress=False
+            RECIPES["vae-svhn"].model(), elbo_objective, images, epochs=2, batch_size=8, lr=1e-4, device="cpu", channels_last=channels_last, progress=False
         )  # fmt: skip
         ends.append(result.history[-1]["train_loss"])
     assert ends[0] == pytest.approx(ends[1], abs=0.5)

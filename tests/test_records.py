@@ -161,7 +161,7 @@ def test_figures_are_in_order():
     """What must hold of any VAE: more samples, tighter; log p(x) above the bound. A plain VAE above -85 would be a leak."""
     for run in map(record, BINARY):
         assert run.figure("test_log_px") > run.figure("test_elbo")
-        if run.recipe["objective"] == "elbo":
+        if run.recipe["bound"] == "elbo":
             assert run.figure("test_log_px") < -85
         assert run.record["metrics"]["test_log_px"]["n"] == 10_000
     assert record("iwae-bmnist").figure("test_log_px") > record("vae-bmnist").figure("test_log_px")
@@ -183,7 +183,7 @@ def test_bounds_are_those_of_the_weights(name, images):
     run = RECORDS[name]
     _, model = vae.build(run)
     for split in ("valid", "test"):
-        log_likelihood, divergence = vae.elbo_of(model, images(run, split))
+        log_likelihood, divergence = vae.elbo_terms_of_images(model, images(run, split))
         for figure, values in (
             (f"{split}_elbo", log_likelihood - divergence),
             (f"{split}_kl", divergence),
@@ -197,7 +197,7 @@ def test_bounds_are_those_of_the_weights(name, images):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in BINARY if RECORDS[name].recipe["objective"] != "unscaled-noise"]
+    "name", [name for name in BINARY if RECORDS[name].recipe["bound"] != "unscaled-noise"]
 )
 def test_log_likelihood_is_that_of_the_weights(name, images):
     """The first images of the test set: their mean gap between log p(x) and the bound is the record's, within five standard errors.
@@ -208,7 +208,7 @@ def test_log_likelihood_is_that_of_the_weights(name, images):
     run = RECORDS[name]
     recipe, model = vae.build(run)
     test = images(run, "test")
-    log_likelihood, divergence = vae.elbo_of(model, test)
+    log_likelihood, divergence = vae.elbo_terms_of_images(model, test)
     some = test[: max(30, min(300, 60_000 // recipe.eval_samples))]
     with own_randomness(0), torch.no_grad():
         log_px = importance_log_likelihood(model, some, recipe.eval_samples)
@@ -275,7 +275,7 @@ def test_bounds_of_colour_images_are_those_of_the_weights(name, images):
     run = RECORDS[name]
     _, model = gaussian_vae.build(run)
     for split in ("valid", "test"):
-        nll, kl, error = gaussian_vae.elbo_of(model, images(run, split))
+        nll, kl, error = gaussian_vae.terms_of_images(model, images(run, split))
         figures = {"elbo": -nll - kl, "nll": nll, "kl": kl, "mse": error}
         for figure, values in figures.items():
             metric = run.record["metrics"][f"{split}_{figure}"]
@@ -289,7 +289,7 @@ def test_log_likelihood_of_colour_images_is_that_of_the_weights(name, images):
     run = RECORDS[name]
     recipe, model = gaussian_vae.build(run)
     some = images(run, "test")[:250]  # the first batch of the bound: the same noise
-    nll, kl, _ = gaussian_vae.elbo_of(model, some)
+    nll, kl, _ = gaussian_vae.terms_of_images(model, some)
     with own_randomness(0):
         gain = (
             model.log_likelihood(gaussian_vae.scale_pixels(some[:100]), recipe.eval_samples)

@@ -4,6 +4,7 @@
 __all__ = ['ACTIVE', 'reparameterise', 'elbo_terms', 'active_units']
 
 # %% ../../nbs/vae/elbo.ipynb #cf6f47a1
+#| code-fold: true
 import torch
 from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn

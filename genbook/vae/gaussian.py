@@ -2,14 +2,15 @@
 
 # %% auto #0
 __all__ = ['BIN', 'LOG_2PI', 'RECIPES', 'scale_pixels', 'show_pixels', 'DiagonalGaussianDistribution', 'conv_encoder',
-           'conv_decoder', 'VAE', 'objective', 'bits_per_dimension', 'GaussianVAERecipe', 'build', 'elbo_of',
-           'posteriors_of', 'reconstruct', 'nearest', 'final_metrics', 'keep_pictures', 'keep_portrait', 'train',
-           'evaluate', 'sample', 'interpolate']
+           'conv_decoder', 'GaussianVAE', 'elbo_objective', 'bits_per_dimension', 'GaussianVAERecipe', 'build',
+           'terms_of_images', 'posteriors_of', 'reconstruct', 'nearest', 'final_metrics', 'keep_pictures',
+           'keep_portrait', 'train', 'evaluate', 'sample', 'interpolate']
 
 # %% ../../nbs/vae/gaussian.ipynb #3c9f0efb
+#| code-fold: true
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,7 +162,7 @@ def conv_decoder(
     return nn.Sequential(*layers)
 
 # %% ../../nbs/vae/gaussian.ipynb #e12b3c4b
-class VAE(nn.Module):
+class GaussianVAE(nn.Module):
     """A VAE for colour images of 32 × 32 pixels, Gaussian in both directions.
 
     Args:
@@ -298,8 +299,8 @@ class VAE(nn.Module):
         return importance_log_likelihood(self, x, K, batch_size=8, chunk=16)
 
 # %% ../../nbs/vae/gaussian.ipynb #6597497c
-def objective(
-    model: VAE,
+def elbo_objective(
+    model: GaussianVAE,
     batch: UInt8[Tensor, "batch 3 32 32"],
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Negative ELBO of a batch of levels, nats an image ({eq}`eq-gaussian-vae-loss`)."""
@@ -355,10 +356,14 @@ class GaussianVAERecipe:
             sample_epochs=(0, 2),
         )
 
-    def model(self) -> VAE:
+    def model(self) -> GaussianVAE:
         """The untrained model, its weights drawn from the seed."""
         with own_randomness(self.seed):
-            return VAE(self.latent, self.widths, self.learned_variance, self.variance_gain)
+            return GaussianVAE(self.latent, self.widths, self.learned_variance, self.variance_gain)
+
+    def objective(self) -> Callable:
+        """What training minimises: the negative bound of a batch ({eq}`eq-gaussian-vae-loss`)."""
+        return elbo_objective
 
 
 RECIPES: dict[str, GaussianVAERecipe] = {
@@ -370,7 +375,7 @@ RECIPES: dict[str, GaussianVAERecipe] = {
 }
 
 # %% ../../nbs/vae/gaussian.ipynb #56c7d23d
-def build(run: runs.Run) -> tuple[GaussianVAERecipe, VAE]:
+def build(run: runs.Run) -> tuple[GaussianVAERecipe, GaussianVAE]:
     """A recorded run's recipe and model with the recorded weights, for inference."""
     recipe = run.recipe_as(GaussianVAERecipe)
     return recipe, run.load_into(recipe.model())
@@ -383,8 +388,8 @@ def _batches(model, images, size=250):
 
 
 @torch.no_grad()
-def elbo_of(
-    model: VAE,
+def terms_of_images(
+    model: GaussianVAE,
     images: UInt8[Tensor, "n 3 32 32"],
     seed: int = 0,
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n"]]:
@@ -399,7 +404,7 @@ def elbo_of(
 
 @torch.no_grad()
 def posteriors_of(
-    model: VAE,
+    model: GaussianVAE,
     images: UInt8[Tensor, "n 3 32 32"],
 ) -> tuple[Float[Tensor, "n latent"], Float[Tensor, "n latent"]]:
     """Means and variances of q(z|x) for many images."""
@@ -410,7 +415,7 @@ def posteriors_of(
 
 @torch.no_grad()
 def reconstruct(
-    model: VAE,
+    model: GaussianVAE,
     images: UInt8[Tensor, "n 3 32 32"],
 ) -> Float[Tensor, "n 3 32 32"]:
     """The modes of p(x|z) at the means of q(z|x), on the scale of [−1, 1]."""
@@ -440,7 +445,7 @@ def nearest(
 # %% ../../nbs/vae/gaussian.ipynb #c2cf1579
 def final_metrics(
     recipe: GaussianVAERecipe,
-    model: VAE,
+    model: GaussianVAE,
     data_root: str | Path | None = None,
 ) -> dict[str, dict]:
     """What a record says of its model: bound, log p(x), bits, active latents, neighbours.
@@ -453,7 +458,7 @@ def final_metrics(
     logvar = model.output_logvar.item()
     for split in ("valid", "test"):
         images = data.load(recipe.data, split, data_root).images
-        nll, kl, error = elbo_of(model, images)
+        nll, kl, error = terms_of_images(model, images)
         drawn = "one sample of z an image"
         for key, values, note in (
             ("elbo", -nll - kl, f"{drawn}, closed-form KL"),
@@ -524,7 +529,7 @@ def _spectrum(x):
 def keep_pictures(
     out: Path,
     recipe: GaussianVAERecipe,
-    model: VAE,
+    model: GaussianVAE,
     epoch: int,
     images: UInt8[Tensor, "n 3 32 32"],
 ) -> None:
@@ -544,7 +549,7 @@ def keep_pictures(
 def keep_portrait(
     out: Path,
     recipe: GaussianVAERecipe,
-    model: VAE,
+    model: GaussianVAE,
     data_root: str | Path | None = None,
 ) -> None:
     """What pages show of a trained model and need images for.
@@ -621,7 +626,7 @@ def train(
     def evaluate(model, epoch):
         columns = {}
         for split, some in (("train_set", images[: len(valid)]), ("valid", valid)):
-            nll, kl, _ = elbo_of(model, some)
+            nll, kl, _ = terms_of_images(model, some)
             columns |= {
                 f"{split}_elbo": -(nll + kl).mean().item(),
                 f"{split}_nll": nll.mean().item(),
@@ -640,7 +645,7 @@ def train(
     return training.train_recipe(
         recipe,
         recipe.model(),
-        objective,
+        recipe.objective(),
         images,
         family="gaussian-vae",
         out=out,
@@ -675,7 +680,7 @@ def sample(
 # %% ../../nbs/vae/gaussian.ipynb #d79cbd1b
 @torch.no_grad()
 def interpolate(
-    model: VAE,
+    model: GaussianVAE,
     z_1: Float[Tensor, "*one latent"],
     z_2: Float[Tensor, "*one latent"],
     n: int,

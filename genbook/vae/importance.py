@@ -4,6 +4,7 @@
 __all__ = ['log_importance_weights', 'iwae_bound', 'importance_log_likelihood', 'effective_sample_size']
 
 # %% ../../nbs/vae/importance.ipynb #77ee3898
+#| code-fold: true
 import math
 
 import torch
@@ -11,8 +12,8 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .elbo import reparameterise
 from ..likelihoods import log_mean_exp
+from .elbo import reparameterise
 
 # %% ../../nbs/vae/importance.ipynb #d12a70a6
 def _weights_given_posterior(model, x, mu, logvar, num_samples):
