@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from genbook.book.shapes import execute_shapes
+
+if os.environ.get("GENBOOK_TYPECHECK"):
+    execute_shapes()  # before a test imports the package: what signatures say of shapes is executed
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -23,6 +23,7 @@ MODULES = {  # by their names in the package: "vae.elbo"; those of the notebooks
 }
 PARTS = sorted(path.parent.name for path in (ROOT / "genbook").glob("*/__init__.py"))
 BOOK_TOOLS = {
+    "beartype",
     "nbformat",
     "jupyter_cache",
     "sphinx",
