@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from genbook import data, runs, training
+from genbook.descent import epoch_order, make_accelerator
+from genbook.players import Objective
 from genbook.randomness import random_states, seed_everything, set_random_states
 from genbook.vae import binarised_mnist as vae
 
@@ -156,9 +158,7 @@ def book_loss(model, objective, recipe):
     """The loss of a batch as `genbook.training.fit` computes it, by its own parts."""
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model.to(memory_format=layout)
-    compute = training.make_accelerator("cpu", recipe.precision).prepare_model(
-        training.Objective(model, objective)
-    )
+    compute = make_accelerator("cpu", recipe.precision).prepare_model(Objective(model, objective))
     return lambda batch: compute(batch.contiguous(memory_format=layout))[0]
 
 
@@ -195,7 +195,7 @@ def take_turns(contenders, recipe, steps, block, clock, data_root=None):
     images, size = load(recipe.data, "train", data_root), recipe.batch_size
     order = torch.cat(
         [
-            training.epoch_order(len(images), recipe.seed, epoch)
+            epoch_order(len(images), recipe.seed, epoch)
             for epoch in range(1, 2 + steps * size // len(images))
         ]
     )

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from genbook import training
+from genbook.descent import OPTIMIZERS
 from genbook.vae import gaussian as gaussian_vae
 
 BLOCK = 20  # steps of one before the other takes its turn
@@ -61,7 +61,7 @@ def ours(recipe):
     model = recipe.model()
     loss = common.book_loss(model, gaussian_vae.elbo_objective, recipe)
     return common.Contender(
-        model, loss, training.OPTIMIZERS[recipe.optimizer](model.parameters(), lr=recipe.lr)
+        model, loss, OPTIMIZERS[recipe.optimizer](model.parameters(), lr=recipe.lr)
     )
 
 

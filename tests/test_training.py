@@ -19,7 +19,9 @@ from torch import nn
 
 from genbook import training
 from genbook.checkpoints import load_checkpoint, stop_on_interrupt
-from genbook.training import SCHEDULES, Player, fit
+from genbook.descent import SCHEDULES, epoch_order
+from genbook.players import Player
+from genbook.training import fit
 
 
 def toy(n=64, features=12):
@@ -541,11 +543,11 @@ def test_schedules_stay_in_range(name):
 
 
 def test_order_is_a_permutation_of_seed_and_epoch():
-    order = training.epoch_order(100, 3, 5)
+    order = epoch_order(100, 3, 5)
     assert torch.equal(order.sort().values, torch.arange(100))
-    assert torch.equal(order, training.epoch_order(100, 3, 5))
-    assert not torch.equal(order, training.epoch_order(100, 3, 6))
-    assert not torch.equal(order, training.epoch_order(100, 5, 3))
+    assert torch.equal(order, epoch_order(100, 3, 5))
+    assert not torch.equal(order, epoch_order(100, 3, 6))
+    assert not torch.equal(order, epoch_order(100, 5, 3))
 
 
 @pytest.mark.parametrize(

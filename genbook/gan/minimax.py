@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .. import data, runs, training
 from ..judges.classifier import class_probabilities
 from ..measures import entropy
+from ..players import Player
 from ..randomness import own_randomness
 from ..vae.gaussian import scale_pixels
 from ..viz import to_png
@@ -420,8 +421,8 @@ def train(
         recipe,
         recipe.model(),
         [
-            training.Player("discriminator", discriminator_objective),
-            training.Player(
+            Player("discriminator", discriminator_objective),
+            Player(
                 "generator", partial(generator_objective, saturating=recipe.saturating)
             ),
         ],

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import data, runs, training
 from .critics import between, lp_reg, slopes_and_scores, vf_wasserstein_distance
+from ..players import Player
 from ..randomness import own_randomness
 from ..vae.gaussian import nearest, scale_pixels, show_pixels
 from ..viz import to_png
@@ -574,10 +575,10 @@ def train(
         recipe,
         model,
         [
-            training.Player(
+            Player(
                 "critic", partial(critic_objective, penalty_weight=recipe.penalty_weight)
             ),
-            training.Player("generator", generator_objective, every=recipe.critic_steps),
+            Player("generator", generator_objective, every=recipe.critic_steps),
         ],
         images,
         family="wgan",

@@ -22,6 +22,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from .. import data, runs, training
+from ..descent import cosine
 from ..diffusion.probes import linear_probe
 from ..randomness import own_randomness
 from genbook.selfsupervised.representations import (
@@ -261,7 +262,7 @@ def adjust_learning_rate(
     """
     if epochs < 1 or not 0 <= epoch <= epochs:
         raise ValueError(f"epoch must lie in [0, {epochs}], got {epoch}")
-    lr = init_lr * training.cosine(epoch / epochs)
+    lr = init_lr * cosine(epoch / epochs)
     for group in optimizer.param_groups:
         group["lr"] = init_lr if group.get("fix_lr") else lr
     return lr
