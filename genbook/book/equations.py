@@ -4,6 +4,7 @@
 __all__ = ['without_code', 'labels', 'Equation', 'coverage', 'mark_equations', 'coverage_table']
 
 # %% ../../nbs/book/equations.ipynb #c48ee1e4
+#| code-fold: true
 import difflib
 import html
 import json

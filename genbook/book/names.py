@@ -4,6 +4,7 @@
 __all__ = ['PublicName', 'public_names', 'module_chapters', 'api_list', 'api_lists']
 
 # %% ../../nbs/book/names.ipynb #83e511c7
+#| code-fold: true
 import ast
 import json
 import posixpath

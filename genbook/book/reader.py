@@ -6,6 +6,7 @@ __all__ = ['DIRECTIVES', 'split_directives', 'cell_metadata', 'plain_text', 'boo
            'dependencies', 'digest', 'short_digest', 'read_notebook', 'reader_copy']
 
 # %% ../../nbs/book/reader.ipynb #c929ec6d
+#| code-fold: true
 import ast
 import difflib
 import functools

@@ -4,6 +4,7 @@
 __all__ = ['unchecked', 'shaped', 'beartype', 'execute_shapes']
 
 # %% ../../nbs/book/shapes.ipynb #ba7f467d
+#| code-fold: true
 import contextlib
 import functools
 import inspect

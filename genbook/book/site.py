@@ -4,6 +4,7 @@
 __all__ = ['page_digest', 'run_notebooks', 'setup']
 
 # %% ../../nbs/book/site.ipynb #865f8959
+#| code-fold: true
 import json
 import os
 from collections.abc import Iterable
