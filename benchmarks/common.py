@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from genbook import data, runs, training
+from genbook import data, runs
 from genbook.descent import epoch_order, make_accelerator
 from genbook.players import Objective
 from genbook.randomness import random_states, seed_everything, set_random_states

@@ -8,6 +8,7 @@ __all__ = ['random_states', 'set_random_states', 'seed_everything', 'own_randomn
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ import torch
 # %% ../nbs/randomness.ipynb #e45f08bf
 def random_states() -> dict:
     """The state of every source of randomness, in types that a checkpoint may hold."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
+    numpy_state: Any = np.random.get_state()
+    python_state = random.getstate()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

@@ -73,7 +73,8 @@ class State:
         accelerator: Accelerator,
     ):
         self.model, self.plan, self.steps, self.accelerator = model, plan, steps, accelerator
-        self.step, self.seconds, self.history = 0, 0.0, []
+        self.step, self.seconds = 0, 0.0
+        self.history: list[dict] = []
         self.total = plan.epochs * steps
         layout = torch.channels_last if plan.channels_last else torch.preserve_format
         model.to(accelerator.device, memory_format=layout)
