@@ -96,7 +96,7 @@ def _thin(shapes: np.ndarray) -> np.ndarray:
         if (image == before).all():
             return image
 
-
+# %% ../../nbs/data/toys.ipynb #b2028ab3
 @lru_cache
 def _stroke_fields() -> np.ndarray:
     """Distance, in cells, from the thinned strokes of the hand-like fonts: `(fonts * 10, 64, 64)` float32."""
@@ -163,29 +163,6 @@ def _check_toy(n: int, seed: int) -> None:
     if seed < 0:
         raise ValueError(f"seed={seed} is negative")
 
-# %% ../../nbs/data/toys.ipynb #4fba0e75
-def toy_grey_digits(n: int, seed: int = 0) -> Split:
-    """Grey digits that stand in for MNIST: thinned font strokes, bent, slanted and drawn with a pen of varying width.
-
-    Args:
-        n: number of images; the first `m` of them are those of `toy_grey_digits(m, seed)`.
-        seed: 0 or larger.
-    Returns:
-        Images `(n, 1, 28, 28)`, 0 to 255, and the digits drawn.
-    Raises:
-        ValueError: `n` is below 1 or `seed` below 0.
-    """
-    _check_toy(n, seed)
-    u = _uniform(n, 24, seed, stream=1)
-    digits = (u[:, 0] * 10).astype(np.int64)
-    fields = _stroke_fields()
-    which = (u[:, 1] * len(_HAND_FONTS)).astype(np.int64) * 10 + digits
-    images = np.empty((n, 28, 28), dtype=np.uint8)
-    for start in range(0, n, 500):  # bounds the memory
-        rows = slice(start, start + 500)
-        images[rows] = _draw_strokes(fields, which[rows], u[rows])
-    return Split(torch.from_numpy(images[:, None]), torch.from_numpy(digits))
-
 # %% ../../nbs/data/toys.ipynb #0a366451
 def _wave(t: np.ndarray) -> np.ndarray:
     """Nearly a sine of period 2 and height 1, of sums and products alone, which every machine rounds alike."""
@@ -217,6 +194,29 @@ def _draw_strokes(fields: np.ndarray, which: np.ndarray, u: np.ndarray) -> np.nd
     ink = np.clip(pen + 0.5 - distance, 0, 1)
     return (ink * 255 + 0.5).astype(np.uint8)
 
+# %% ../../nbs/data/toys.ipynb #4fba0e75
+def toy_grey_digits(n: int, seed: int = 0) -> Split:
+    """Grey digits that stand in for MNIST: thinned font strokes, bent, slanted and drawn with a pen of varying width.
+
+    Args:
+        n: number of images; the first `m` of them are those of `toy_grey_digits(m, seed)`.
+        seed: 0 or larger.
+    Returns:
+        Images `(n, 1, 28, 28)`, 0 to 255, and the digits drawn.
+    Raises:
+        ValueError: `n` is below 1 or `seed` below 0.
+    """
+    _check_toy(n, seed)
+    u = _uniform(n, 24, seed, stream=1)
+    digits = (u[:, 0] * 10).astype(np.int64)
+    fields = _stroke_fields()
+    which = (u[:, 1] * len(_HAND_FONTS)).astype(np.int64) * 10 + digits
+    images = np.empty((n, 28, 28), dtype=np.uint8)
+    for start in range(0, n, 500):  # bounds the memory
+        rows = slice(start, start + 500)
+        images[rows] = _draw_strokes(fields, which[rows], u[rows])
+    return Split(torch.from_numpy(images[:, None]), torch.from_numpy(digits))
+
 # %% ../../nbs/data/toys.ipynb #bb9563fe
 def toy_digits(n: int, seed: int = 0) -> Split:
     """Binary digits that stand in for the binarised MNIST: each grey pixel of `toy_grey_digits` tossed once.
@@ -232,6 +232,96 @@ def toy_digits(n: int, seed: int = 0) -> Split:
     grey, digits = toy_grey_digits(n, seed)
     tosses = _uniform(n, 28 * 28, seed, stream=2).reshape(n, 1, 28, 28)
     return Split(torch.from_numpy((tosses * 255 < grey.numpy()).astype(np.uint8)), digits)
+
+# %% ../../nbs/data/toys.ipynb #b4c84f89
+def _place(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the pixels of a sign, `(n, 32, 1)` and `(n, 1, 32)`, from its middle, which is never quite the picture's."""
+    y, x = _grid(32)
+    return y - _between(u[:, 2], -1.5, 1.5), x - _between(u[:, 3], -1.5, 1.5)
+
+
+def _sign_ink(digits: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How much of each pixel is painted, `(n, 32, 32)`, and its height on the sign: a digit between two neighbours."""
+    font = (u[:, 1] * len(_SIGN_FONTS)).astype(np.int64)
+    y, x = _place(u)
+    angle, slant = _between(u[:, 4], -0.14, 0.14), _between(u[:, 5], -0.12, 0.12)
+    height = _between(u[:, 6], 19.0, 29.0)  # pixels
+    cells = np.float32(_HEIGHT) / height  # cells to a pixel
+    stretch = _between(u[:, 7], 0.75, 1.1)
+    turned_y = y - angle * x
+    turned_x = (x + angle * y + slant * y) / stretch
+    middle = np.float32((_GLYPH - 1) / 2)
+    gap = _between(u[:, 8], 0.62, 0.95) * _HEIGHT  # cells from one digit to the next
+    weight = _between(u[:, 9], -1.0, 1.2)  # thinner or bolder, in cells
+    distance = np.full((len(digits), 32, 32), np.float32(1e3))
+    for place in (-1, 0, 1):
+        shown = digits if place == 0 else (u[:, 11 + place] * 10).astype(np.int64)
+        cell_y, cell_x = middle + cells * turned_y, middle + cells * turned_x - place * gap
+        near = _sample_field(_outline_fields(), font * 10 + shown, cell_y, cell_x)
+        if place:
+            near = np.where(_between(u[:, 14 + place], 0, 1) < 0.62, near, np.float32(1e3))
+        distance = np.minimum(distance, near)
+    soft = _between(u[:, 16] * u[:, 17], 0.5, 2.2)
+    return np.clip(0.5 + (weight - distance) / cells / (2 * soft), 0, 1), turned_y
+
+# %% ../../nbs/data/toys.ipynb #3cf1f761
+def _warmth(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """What daylight adds to red, green and blue, `(n, 3)`: mostly a step from blue to yellow, seldom a large one."""
+    warm, green = 2 * u - 1, 2 * v - 1
+    step = 0.03 * warm + 0.07 * warm * np.abs(warm)
+    return np.stack([step, 0.2 * step + 0.025 * green, -step], axis=1)
+
+
+def _sign_colours(u: np.ndarray, turned_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The colours of the wall, `(n, 3, 32, 32)`, and of the paint, `(n, 3, 1, 1)`."""
+    # Mostly muted, the digit lighter or darker than the wall by a contrast that is sometimes small.
+    base = 0.15 + 0.7 * u[:, 19:20]
+    contrast = 0.12 + 0.6 * u[:, 24:25] * u[:, 25:26] + 0.12 * u[:, 23:24]
+    lighter = u[:, 22:23] * 0.8 + 0.1 > base
+    tone = np.clip(np.where(lighter, base + contrast, base - contrast), 0.03, 0.97)
+    wall = (base + _warmth(u[:, 20], u[:, 21]))[:, :, None, None]
+    paint = (tone + _warmth(u[:, 28], u[:, 29]))[:, :, None, None]
+
+    # Clutter: a stripe of another colour, along the wall or the frame of the sign, at one edge or two.
+    y, x = _place(u)
+    edge_at = _between(u[:, 30], -8.0, 40.0)
+    leaning = np.where(_between(u[:, 31], 0, 1) < 0.5, y + 0.1 * x, x - 0.1 * y)
+    band = np.clip(0.5 + (leaning - edge_at), 0, 1)[:, None]
+    other_at = _between(u[:, 32], -40.0, -11.0)
+    other = np.clip(0.5 - (turned_y - other_at * 0.7), 0, 1)[:, None]
+    patch = ((u[:, 33:34] - 0.5) * 0.5 + _warmth(u[:, 34], u[:, 35]))[:, :, None, None]
+    return wall + band * patch - other * patch, paint
+
+# %% ../../nbs/data/toys.ipynb #9ea93df3
+def _blur(images: np.ndarray, amount: np.ndarray) -> np.ndarray:
+    """Images mixed with their average over neighbours, along both axes."""
+    for axis in (-2, -1):
+        padding = [(0, 0)] * (images.ndim - 2) + [(1, 1) if axis == a else (0, 0) for a in (-2, -1)]
+        padded = np.pad(images, padding, mode="edge")
+        size = images.shape[axis]
+        before = np.take(padded, range(size), axis=axis)
+        after = np.take(padded, range(2, size + 2), axis=axis)
+        images = images * (1 - amount) + (before + after) * (amount / 2)
+    return images
+
+
+def _draw_signs(digits: np.ndarray, u: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """The pictures of `toy_house_numbers`, from their uniform numbers."""
+    painted, turned_y = _sign_ink(digits, u)
+    wall, paint = _sign_colours(u, turned_y)
+    ink = painted[:, None]
+    has_shadow = (u[:, 18] < 0.3).astype(np.float32)[:, None, None, None]
+    shadow = np.roll(ink, (1, 1), axis=(-2, -1)) * (1 - ink) * has_shadow
+    picture = wall * (1 - ink) + paint * ink - 0.25 * shadow
+
+    y, x = _place(u)
+    light = 1 + _between(u[:, 36], -0.25, 0.25) * x / 16 + _between(u[:, 37], -0.25, 0.25) * y / 16
+    picture = picture * light[:, None]
+    for k in range(38, 44):  # from sharp to out of focus, the same way in all passes
+        amount = _between(u[:, 38] * 0.7 + u[:, k] * 0.3, -0.15, 0.6).clip(0)
+        picture = _blur(picture, amount[:, None])
+    picture = picture + noise * _between(u[:, 44] ** 2, 0.01, 0.06)[:, None]
+    return (np.clip(picture, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8)
 
 # %% ../../nbs/data/toys.ipynb #463301c2
 def toy_house_numbers(n: int, seed: int = 0) -> Split:
@@ -255,86 +345,6 @@ def toy_house_numbers(n: int, seed: int = 0) -> Split:
         noise = grain.random((len(digits[rows]), 3, 32, 32), dtype=np.float32) - np.float32(0.5)
         images[rows] = _draw_signs(digits[rows], u[rows], noise)
     return Split(torch.from_numpy(images), torch.from_numpy(digits))
-
-# %% ../../nbs/data/toys.ipynb #ce127c1a
-def _blur(images: np.ndarray, amount: np.ndarray) -> np.ndarray:
-    """Images mixed with their average over neighbours, along both axes."""
-    for axis in (-2, -1):
-        padding = [(0, 0)] * (images.ndim - 2) + [(1, 1) if axis == a else (0, 0) for a in (-2, -1)]
-        padded = np.pad(images, padding, mode="edge")
-        size = images.shape[axis]
-        before = np.take(padded, range(size), axis=axis)
-        after = np.take(padded, range(2, size + 2), axis=axis)
-        images = images * (1 - amount) + (before + after) * (amount / 2)
-    return images
-
-
-def _warmth(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """What daylight adds to red, green and blue, `(n, 3)`: mostly a step from blue to yellow, seldom a large one."""
-    warm, green = 2 * u - 1, 2 * v - 1
-    step = 0.03 * warm + 0.07 * warm * np.abs(warm)
-    return np.stack([step, 0.2 * step + 0.025 * green, -step], axis=1)
-
-# %% ../../nbs/data/toys.ipynb #0765c94e
-def _draw_signs(digits: np.ndarray, u: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """The pictures of `toy_house_numbers`, from their uniform numbers."""
-    n = len(digits)
-    fields = _outline_fields()
-    font = (u[:, 1] * len(_SIGN_FONTS)).astype(np.int64)
-    y, x = _grid(32)
-    y, x = y - _between(u[:, 2], -1.5, 1.5), x - _between(u[:, 3], -1.5, 1.5)
-    angle, slant = _between(u[:, 4], -0.14, 0.14), _between(u[:, 5], -0.12, 0.12)
-    height = _between(u[:, 6], 19.0, 29.0)  # pixels
-    cells = np.float32(_HEIGHT) / height  # cells to a pixel
-    stretch = _between(u[:, 7], 0.75, 1.1)
-    turned_y = y - angle * x
-    turned_x = (x + angle * y + slant * y) / stretch
-    middle = np.float32((_GLYPH - 1) / 2)
-    gap = _between(u[:, 8], 0.62, 0.95) * _HEIGHT  # cells from one digit to the next
-    weight = _between(u[:, 9], -1.0, 1.2)  # thinner or bolder, in cells
-    distance = np.full((n, 32, 32), np.float32(1e3))
-    for place in (-1, 0, 1):
-        shown = digits if place == 0 else (u[:, 11 + place] * 10).astype(np.int64)
-        near = _sample_field(
-            fields,
-            font * 10 + shown,
-            middle + cells * turned_y,
-            middle + cells * turned_x - place * gap,
-        )
-        if place:
-            near = np.where(_between(u[:, 14 + place], 0, 1) < 0.62, near, np.float32(1e3))
-        distance = np.minimum(distance, near)
-    soft = _between(u[:, 16] * u[:, 17], 0.5, 2.2)
-    ink = np.clip(0.5 + (weight - distance) / cells / (2 * soft), 0, 1)[:, None]
-    shadow_shift = (u[:, 18] < 0.3).astype(np.float32)[:, None, None, None]
-    shadow = np.roll(ink, (1, 1), axis=(-2, -1)) * (1 - ink) * shadow_shift
-
-    # Colours: mostly muted, the digit lighter or darker than the wall by a contrast that is sometimes small.
-    base = 0.15 + 0.7 * u[:, 19:20]
-    contrast = 0.12 + 0.6 * u[:, 24:25] * u[:, 25:26] + 0.12 * u[:, 23:24]
-    lighter = u[:, 22:23] * 0.8 + 0.1 > base
-    tone = np.clip(np.where(lighter, base + contrast, base - contrast), 0.03, 0.97)
-    wall = (base + _warmth(u[:, 20], u[:, 21]))[:, :, None, None]
-    paint = (tone + _warmth(u[:, 28], u[:, 29]))[:, :, None, None]
-
-    # Clutter: a stripe of another colour, along the wall or the frame of the sign, at one edge or two.
-    edge_at = _between(u[:, 30], -8.0, 40.0)
-    leaning = np.where(_between(u[:, 31], 0, 1) < 0.5, y + 0.1 * x, x - 0.1 * y)
-    band = np.clip(0.5 + (leaning - edge_at), 0, 1)[:, None]
-    other_at = _between(u[:, 32], -40.0, -11.0)
-    other = np.clip(0.5 - (turned_y - other_at * 0.7), 0, 1)[:, None]
-    patch = ((u[:, 33:34] - 0.5) * 0.5 + _warmth(u[:, 34], u[:, 35]))[:, :, None, None]
-    wall = wall + band * patch - other * patch
-
-    picture = wall * (1 - ink) + paint * ink - 0.25 * shadow
-    light = 1 + _between(u[:, 36], -0.25, 0.25) * x / 16 + _between(u[:, 37], -0.25, 0.25) * y / 16
-    picture = picture * light[:, None]
-    for k in (38, 39, 40, 41, 42, 43):  # from sharp to out of focus, the same way in all passes
-        picture = _blur(
-            picture, _between(u[:, 38] * 0.7 + u[:, k] * 0.3, -0.15, 0.6).clip(0)[:, None]
-        )
-    picture = picture + noise * _between(u[:, 44] ** 2, 0.01, 0.06)[:, None]
-    return (np.clip(picture, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8)
 
 # %% ../../nbs/data/toys.ipynb #325a9d1d
 _TOY_SEEDS = {"train": 0, "valid": 1, "test": 2}
