@@ -96,6 +96,44 @@ def _fetch_torchvision(name: str, folder: Path) -> None:
         (folder / name / datasets.CIFAR10.filename).unlink()
 
 # %% ../../nbs/data/fetching.ipynb #e46a2828
+def _scratch(root: Path, name: str) -> tempfile.TemporaryDirectory:
+    """A folder for a download under a root. What downloads that were killed left there a day ago is cleared away."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for left in root.glob(".fetch-*"):
+            if time.time() - left.stat().st_mtime > 86_400:
+                shutil.rmtree(left, ignore_errors=True)
+        return tempfile.TemporaryDirectory(prefix=".fetch-", dir=root)
+    except OSError as error:
+        raise DataError(
+            f"{root}: cannot be written to ({error}). To put {name} into the user's cache instead, unset GENBOOK_DATA "
+            f"and run: genbook data fetch {name}"
+        ) from error
+
+
+def _move(folder: Path, root: Path) -> None:
+    """Move every file below a folder to the same place below a root, flushed to the disk first."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            target = root / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(path, target)
+
+
+def _complete(name: str, root: Path) -> bool:
+    """Whether a root holds every published image of a set, readable and checked."""
+    for part, count in DATASETS[name].published.items():
+        copy = find_under(name, part, root)
+        try:
+            if copy is None or len(read_decoded(copy).whole.images) != count:
+                return False
+        except DataError:
+            return False
+    return True
+
+# %% ../../nbs/data/fetching.ipynb #8f39d4d5
 def fetch(name: str, root: str | Path | None = None) -> Path | None:
     """Download a data set from its publisher, check it, and put it where `load` finds it.
 
@@ -117,20 +155,7 @@ def fetch(name: str, root: str | Path | None = None) -> Path | None:
     root = Path(root).expanduser() if root is not None else cache_root()
     if _complete(name, root):
         return root
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        for left in root.glob(
-            ".fetch-*"
-        ):  # of a download that was killed, if it is older than a day
-            if time.time() - left.stat().st_mtime > 86_400:
-                shutil.rmtree(left, ignore_errors=True)
-        scratch = tempfile.TemporaryDirectory(prefix=".fetch-", dir=root)
-    except OSError as error:
-        raise DataError(
-            f"{root}: cannot be written to ({error}). To put {name} into the user's cache instead, unset GENBOOK_DATA "
-            f"and run: genbook data fetch {name}"
-        ) from error
-    with scratch as folder:
+    with _scratch(root, name) as folder:
         try:
             with _socket_timeout(_TIMEOUT):
                 if name == "binarized_mnist":
@@ -143,23 +168,5 @@ def fetch(name: str, root: str | Path | None = None) -> Path | None:
                 f"{name}: the download from {dataset.source} failed ({reason}). Nothing was kept. With a network at "
                 f"hand, try again: {mending_command(name, root)}. Without one, copy the publisher's files under {root}"
             ) from error
-        for path in sorted(Path(folder).rglob("*")):
-            if path.is_file():
-                target = root / path.relative_to(folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())
-                os.replace(path, target)
+        _move(Path(folder), root)
     return root
-
-
-def _complete(name: str, root: Path) -> bool:
-    """Whether a root holds every published image of a set, readable and checked."""
-    for part, count in DATASETS[name].published.items():
-        copy = find_under(name, part, root)
-        try:
-            if copy is None or len(read_decoded(copy).whole.images) != count:
-                return False
-        except DataError:
-            return False
-    return True

@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from .sets import DATASETS, DataError, Split, data_set
-from ..runs import replacing
+from ..runs.files import replacing
 
 # %% auto #0
 __all__ = ['Arrays', 'cache_root', 'data_roots', 'Copy', 'mending_command', 'find', 'find_under', 'parse_amat',
@@ -77,7 +77,7 @@ def mending_command(name: str, root: Path) -> str:
 _MNIST_FILES = tuple(
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 )
-_CIFAR_FILES = tuple(f"data_batch_{i}" for i in range(1, 6)) + ("test_batch", "batches.meta")
+_CIFAR_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
 
 
 def _layouts(name: str, part: str, root: Path) -> Iterator[tuple[str, tuple[Path, ...]]]:
@@ -96,19 +96,15 @@ def _layouts(name: str, part: str, root: Path) -> Iterator[tuple[str, tuple[Path
         elif name == "svhn":
             yield "torchvision", (folder / f"{part}_32x32.mat",)
         elif name == "cifar10":
-            yield (
-                "torchvision",
-                tuple(folder / "cifar-10-batches-py" / file for file in _CIFAR_FILES),
-            )
+            batches = folder / "cifar-10-batches-py"
+            yield "torchvision", tuple(batches / file for file in _CIFAR_FILES)
     hub_folder = {"mnist": "mnist", "svhn": "cropped_digits", "cifar10": "plain_text"}[name]
     for folder in (root / name, root / name / "data", root / name / hub_folder):
         shards = sorted(folder.glob(f"{part}-?????-of-?????.parquet"))
         if shards:
             count = int(shards[0].stem[-5:])
-            yield (
-                "parquet",
-                tuple(folder / f"{part}-{i:05d}-of-{count:05d}.parquet" for i in range(count)),
-            )
+            names = [f"{part}-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
+            yield "parquet", tuple(folder / file for file in names)
 
 # %% ../../nbs/data/reading.ipynb #b7a0c204
 def find(name: str, part: str = "train", root: str | Path | None = None) -> Copy | None:
@@ -353,9 +349,9 @@ class Part:
         rows = self.cuts[split]
         return Split(images[rows], None if labels is None else labels[rows])
 
-
+# %% ../../nbs/data/reading.ipynb #5b3f1b41
 def cut(name: str, part: str, images: np.ndarray, labels: np.ndarray | None) -> Part:
-    """A published part in memory of its own, with the digest of each of its splits: the only place that hashes one."""
+    """A published part and the digest of each of its splits. Arrays are copied only where they can't serve as they are."""
     whole = Split(_tensor(images), None if labels is None else _tensor(labels.astype(np.int64)))
     unsummed = Part(whole, DATASETS[name].cuts(part), digests={})
     return replace(unsummed, digests={split: sha256(*unsummed[split]) for split in unsummed.cuts})
@@ -430,11 +426,11 @@ def _read_decoded_copy(copy: Copy) -> Part | None:
             if file.metadata()["source"] != _source_state(copy):
                 return None
             known = json.loads(file.metadata()["digests"])
-            images = file.get_tensor("images")
-            labels = file.get_tensor("labels") if "labels" in file.keys() else None
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+            part = cut(copy.name, copy.part, tensors["images"], tensors.get("labels"))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
-    part = cut(copy.name, copy.part, images, labels)
     return part if part.digests == known else None
 
 
@@ -453,7 +449,7 @@ def _keep_decoded_copy(copy: Copy, part: Part) -> None:
             f"{path}: the decoded copy of {copy.name} could not be kept ({error})", stacklevel=4
         )
 
-
+# %% ../../nbs/data/reading.ipynb #443e5ae4
 def read_decoded(copy: Copy) -> Part:
     """A published part, from its decoded copy in the user's cache where there is one that holds.
 
@@ -462,7 +458,7 @@ def read_decoded(copy: Copy) -> Part:
     """
     quick = copy.layout == "npz" or (copy.layout == "torchvision" and copy.name == "mnist")
     if quick or not all(file.is_file() for file in copy.files):
-        return read(copy)  # as quick to read as a decoded copy would be; or it says what is missing
+        return read(copy)  # which says so where a file is missing
     part = _read_decoded_copy(copy)
     if part is None:
         part = read(copy)
