@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from genbook import cli
+from genbook import cli, families, recipes
 
 COMMAND = [sys.executable, "-m", "genbook.cli"]
 
@@ -92,7 +92,7 @@ def test_each_option_is_explained(genbook, command):
     assert (status, err) == (0, "")
     options = out[out.index("Options:") :].splitlines()[1:]
     for line, after in zip(options, [*options[1:], ""]):
-        if line.startswith("  --") or line.startswith("  -n"):
+        if line.startswith(("  --", "  -n")):
             assert len(line.split("  ")) > 2 or after.startswith("      "), (
                 f"{line!r} is not explained"
             )
@@ -147,7 +147,7 @@ def test_mistakes_are_one_line(genbook, arguments, told):
 
 
 def test_a_fault_of_the_package_keeps_its_traceback(genbook, monkeypatch):
-    monkeypatch.setattr(cli, "all_recipes", lambda: 1 / 0)
+    monkeypatch.setattr(families, "all_recipes", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["recipes"])
 
@@ -177,7 +177,7 @@ def test_fields_of_a_recipe_are_what_set_takes(genbook):
         for line in out.splitlines()[1:]
         if not line.startswith("name")
     ]
-    assert cli.override(recipe, settings) == recipe
+    assert recipes.override(recipe, settings) == recipe
 
 
 def test_tables_on_a_terminal(finished):
@@ -234,7 +234,7 @@ def test_a_changed_run_never_takes_a_recorded_one_s_place(genbook, place):
 @pytest.mark.parametrize("value", ["../../elsewhere", "a/b", "a b", "x" * 300])
 def test_names_of_folders_are_tame(value):
     _, recipe = cli.find_recipe("vae-bmnist")
-    changed = cli.override(recipe, [f"start={value}"])
+    changed = recipes.override(recipe, [f"start={value}"])
     assert changed.start == value
     assert (
         "/" not in changed.name
@@ -283,7 +283,7 @@ def test_interrupted_training_says_how_to_go_on_and_does(place):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=300)
+    _out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "stopped after step" in err and "Traceback" not in err
     hint = err.strip().splitlines()[-1]
@@ -473,5 +473,5 @@ def test_data_list_and_check(genbook, place):
 def test_marks_between_fields_are_no_fields(name):
     recipe = cli.find_recipe(name)[1]
     with pytest.raises(ValueError, match="no field"):
-        cli.override(recipe, ["_=1"])
-    assert cli.override(recipe, ["epochs=3"]).epochs == 3
+        recipes.override(recipe, ["_=1"])
+    assert recipes.override(recipe, ["epochs=3"]).epochs == 3

@@ -6,9 +6,8 @@ import json
 import pytest
 import torch
 
-from genbook import cli, data, runs, training
-from genbook.selfsupervised import relatives
-from genbook.selfsupervised import simsiam
+from genbook import data, families, runs, training
+from genbook.selfsupervised import relatives, simsiam
 from genbook.selfsupervised.simsiam import RECIPES, SimSiam, resnet18
 
 
@@ -137,7 +136,7 @@ def test_recipes_are_the_course_s():
     ]
     assert shapes == [(512, 2048), (2048, 512)]
     names = set(RECIPES) | set(relatives.RECIPES)
-    assert names <= set(cli.all_recipes())
+    assert names <= set(families.all_recipes())
 
 
 def test_a_plain_torchvision_encoder_will_do():

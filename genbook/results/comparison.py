@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import data, runs
-from ..cli import family
+from ..families import family
 from ..diffusion.probes import Measured, keep_measured
 from ..gan import minimax as gan
 from ..gan.wgan import roughness

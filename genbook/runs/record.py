@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
@@ -450,9 +450,9 @@ def write_record(
     if not (path / weights).is_file():
         raise ValueError(f"record {name!r}: save the weights to {path / weights} first")
     if started is None:
-        started = datetime.fromtimestamp(
-            datetime.now().timestamp() - seconds, timezone.utc
-        ).isoformat(timespec="seconds")
+        started = datetime.fromtimestamp(datetime.now().timestamp() - seconds, UTC).isoformat(
+            timespec="seconds"
+        )
     record = {
         "name": name,
         "recipe": {"family": family, **recipe},
