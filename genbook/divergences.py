@@ -4,6 +4,7 @@
 __all__ = ['kl_gaussian_gaussian_analytic', 'kl_gaussian_gaussian_mc']
 
 # %% ../nbs/divergences.ipynb #6402aee3
+#| code-fold: true
 import torch
 from jaxtyping import Float
 from torch import Tensor

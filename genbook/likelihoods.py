@@ -5,11 +5,12 @@ __all__ = ['check_same_shape', 'widen', 'sum_features', 'log_likelihood_bernoull
            'log_likelihood_normal', 'log_mean_exp']
 
 # %% ../nbs/likelihoods.ipynb #ea153566
+#| code-fold: true
 import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Num
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 # %% ../nbs/likelihoods.ipynb #38b8eae9
@@ -37,7 +38,7 @@ def sum_features(x: Float[Tensor, "batch *features"]) -> Float[Tensor, "batch"]:
 # %% ../nbs/likelihoods.ipynb #b815899e
 def log_likelihood_bernoulli(
     mu: Float[Tensor, "batch *features"],
-    target: Num[Tensor, "batch *features"],
+    target: Shaped[Tensor, "batch *features"],
 ) -> Float[Tensor, "batch"]:
     """Log-probability of binary pixels under independent Bernoulli distributions.
 
@@ -70,7 +71,7 @@ def log_likelihood_bernoulli(
 # %% ../nbs/likelihoods.ipynb #488800f0
 def log_likelihood_bernoulli_logits(
     logits: Float[Tensor, "batch *features"],
-    target: Num[Tensor, "batch *features"],
+    target: Shaped[Tensor, "batch *features"],
 ) -> Float[Tensor, "batch"]:
     """Log-probability of binary pixels from logits, finite at any logit; train with this one.
 
