@@ -186,39 +186,29 @@ CHAPTERS = list(book.chapters(Path(__file__).resolve().parent.parent / "nbs"))
 
 @pytest.mark.parametrize("name", [*CHAPTERS, "search", "genindex"])
 def test_page(browser, address, name):
+    """One visit: nothing is logged or fetched, mathematics is set, and the page fits a phone in light and dark."""
     browser.open(f"{address}/{name}.html")
-    assert not browser.errors()
     assert not [url for url in browser.requests() if not url.startswith((address, "data:"))]
-    typeset = browser.evaluate(FORMULAS)
-    expressions, containers, failed, left = typeset
+    expressions, containers, failed, left = browser.evaluate(FORMULAS)
     assert failed == 0 and left == 0, (
         f"{failed} formulas that MathJax can't set, {left} that it left alone"
     )
     assert containers >= expressions
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_page_fits_a_phone(browser, address, name, scheme):
-    browser.call(
-        "Emulation.setDeviceMetricsOverride",
-        width=390,
-        height=844,
-        deviceScaleFactor=1,
-        mobile=True,
-    )
-    browser.call(
-        "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
-    )
     try:
-        browser.open(f"{address}/{name}.html")
-        assert browser.evaluate("document.documentElement.dataset.theme") == scheme
-        width = browser.evaluate("document.documentElement.scrollWidth")
-        assert width <= 390, f"the page is {width} pixels wide on a screen of 390"
-        assert not browser.errors()
+        browser.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=390, height=844, deviceScaleFactor=1, mobile=True,
+        )  # fmt: skip
+        for scheme in ("light", "dark"):
+            prefers = {"name": "prefers-color-scheme", "value": scheme}
+            browser.call("Emulation.setEmulatedMedia", features=[prefers])
+            browser.wait_for(f"document.documentElement.dataset.theme === '{scheme}'")
+            width = browser.evaluate("document.documentElement.scrollWidth")
+            assert width <= 390, f"the page is {width} pixels wide on a screen of 390"
     finally:
         browser.call("Emulation.clearDeviceMetricsOverride")
         browser.call("Emulation.setEmulatedMedia", features=[])
+    assert not browser.errors()
 
 
 def test_search_finds_a_word(browser, address):
