@@ -1,8 +1,9 @@
-# Two commands: `make book` builds the site, `make test` checks everything. Both make their own environment from nothing.
+# `make book` builds the site, `make check` looks at what changed in two minutes, `make test` checks everything. Each makes
+# its own environment from nothing.
 SHELL := /bin/bash
 .SHELLFLAGS := -e -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help book test export lock clean
+.PHONY: help book check test notebooks format export lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,13 +13,18 @@ SITE := _build/html
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export PYTHONDONTWRITEBYTECODE :=
+# What is formatted: genbook/ is what nbdev exports, but for the files that are written by hand.
+SOURCES := nbs tests benchmarks $(wildcard genbook/__init__.py genbook/*/__init__.py)
 
 help:
-	@echo "make book    build the site into $(SITE)"
-	@echo "make test    check the package, the records, the notebooks and the site"
-	@echo "make export  write genbook/ from the notebooks, the README's table from the records"
-	@echo "make lock    renew requirements.lock from settings.ini"
-	@echo "make clean   remove the site and its caches"
+	@echo "make book       build the site into $(SITE)"
+	@echo "make check      form, imports, types, equations, records and the quick tests, in two minutes"
+	@echo "make test       all of that, every notebook, the site and all tests"
+	@echo "make notebooks  run every notebook with nbdev_test, without making pages"
+	@echo "make format     bring notebooks, tests and benchmarks into form"
+	@echo "make export     write genbook/ from the notebooks, the README's table from the records"
+	@echo "make lock       renew requirements.lock from settings.ini"
+	@echo "make clean      remove the site and its caches"
 
 # A Python of 3.11 or later, the tested 3.11 first; PYTHON=... overrides.
 $(VENV)/python.stamp:
@@ -42,30 +48,47 @@ $(VENV)/lock.stamp: requirements.lock | $(VENV)/python.stamp
 $(VENV)/package.stamp: settings.ini setup.py pyproject.toml $(VENV)/lock.stamp
 	@echo "== environment: genbook itself, editable"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@if [ -d .git ]; then PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_install_hooks >/dev/null || true; fi # git merges notebooks cell by cell
 	@touch $@
 
-# Sphinx reports a page's warnings only when it reads that page: after a failure the next build must read all again. The
-# outputs of the notebooks stay cached.
+# Every cell of every chapter runs here, a cell that raises fails the build, and shapes in signatures are compared with what
+# happens. Outputs stay cached as long as nothing changes that a chapter depends on. Sphinx reports a page's warnings only
+# when it reads that page: after a failure the next build must read all again.
 book: $(VENV)/package.stamp
 	@echo "== site: run the notebooks that changed, make the pages"
-	@$(BIN)/jupyter-book build nbs --config _config.yml --toc $(CURDIR)/_toc.yml --path-output . -W -n --keep-going 2>&1 \
+	@GENBOOK_TYPECHECK=1 $(BIN)/jupyter-book build nbs --config _config.yml --toc $(CURDIR)/_toc.yml --path-output . -W -n --keep-going 2>&1 \
 	  | { grep -v "Kernel is running over TCP" || true; } \
 	  || { rm -rf _build/.doctrees; echo "The site did not build: the warnings above are errors." >&2; exit 1; }
 	@echo "The site is in $(SITE): open $(SITE)/index.html"
 
 # Cheapest first.
-test: $(VENV)/package.stamp
-	@echo "== package: genbook/ is what the notebooks export, and no notebook holds outputs"
-	@$(BIN)/python -m pytest -q tests/test_book.py
+check: $(VENV)/package.stamp
+	@echo "== form: ruff"
+	@$(BIN)/ruff format --check --quiet $(SOURCES)
+	@$(BIN)/ruff check --quiet nbs tests benchmarks genbook
+	@echo "== imports: no lower floor imports a higher one"
+	@said=$$($(BIN)/lint-imports --no-cache) || { echo "$$said" >&2; exit 1; }
+	@echo "== types: mypy finds nothing new"
+	@$(BIN)/python .ci/types
 	@echo "== equations: each is checked or a definition"
 	@$(BIN)/genbook equations
 	@echo "== records: each is complete and well formed"
 	@$(BIN)/genbook records
-	@echo "== notebooks: every cell runs"
-	@$(BIN)/nbdev_test --n_workers 2 --timing
+	@echo "== tests: the quick ones, and whether genbook/ is what the notebooks export"
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m fast tests
+
+test: check
 	@$(MAKE) --no-print-directory book
-	@echo "== tests"
-	@GENBOOK_SITE=$(CURDIR)/$(SITE) $(BIN)/python -m pytest -q tests
+	@echo "== tests: all others"
+	@GENBOOK_SITE=$(CURDIR)/$(SITE) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not fast" tests
+
+notebooks: $(VENV)/package.stamp
+	@$(BIN)/nbdev_test --n_workers 2 --timing
+
+format: $(VENV)/package.stamp
+	@$(BIN)/ruff check --fix --quiet nbs tests benchmarks || true
+	@$(BIN)/ruff format --quiet $(SOURCES)
+	@$(BIN)/nbdev_clean
 
 export: $(VENV)/package.stamp
 	@$(BIN)/nbdev_export

@@ -12,6 +12,16 @@ if os.environ.get("GENBOOK_TYPECHECK"):
     execute_shapes()  # before a test imports the package: what signatures say of shapes is executed
 
 ROOT = Path(__file__).resolve().parent.parent
+FAST = {  # test files of a few seconds, which `make check` runs
+    "test_book", "test_chapters", "test_elbo", "test_images", "test_likelihoods", "test_measures",
+    "test_quality", "test_randomness", "test_readme", "test_representations", "test_views",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in FAST:
+            item.add_marker("fast")
 
 
 @pytest.fixture(scope="session", autouse=True)
