@@ -613,9 +613,9 @@ def test_splits_read_only_what_is_asked_for(tmp_path, monkeypatch, counted):
     assert_is(splits["train+valid"], images, labels)
     assert counted["decoded"] == 1
     with pytest.raises(DataError, match="svhn: no files of its test part"):
-        splits.test
+        _ = splits.test
     with pytest.raises(ValueError, match="split='dev' is no split of svhn; there are train, valid"):
-        splits["dev"]
+        _ = splits["dev"]
     with pytest.raises(ValueError, match="name='shvn' is no data set"):
         Splits("shvn")
 
@@ -1056,7 +1056,7 @@ def test_real_sets(real_data, name):
         images, labels = load(name, split, download=False)
         size = dataset.sizes[split]
         assert images.shape[1:] == dataset.shape and (
-            len(images) == size or split == "test" and len(images) <= size
+            len(images) == size or (split == "test" and len(images) <= size)
         )
         if name == "binarized_mnist":
             assert labels is None and set(images.unique().tolist()) == {0, 1}

@@ -4,8 +4,9 @@
 #| code-fold: true
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -38,8 +39,7 @@ class Opened(NamedTuple):
 def open_part(name: str, part: str, root: str | Path | None, download: bool) -> Opened:
     """Draw or read a published part; one that is nowhere to be found is downloaded first, if it may be."""
     if data_set(name).embedded:
-        images, labels = drawn(name, part)
-        return Opened(cut(name, part, images.numpy().copy(), labels.numpy().copy()), copy=None)
+        return Opened(cut(name, part, deepcopy(drawn(name, part))), copy=None)
     copy = find(name, part, root)
     if copy is None and download:
         fetch(name, root)
@@ -190,7 +190,7 @@ def _check_part(
 ) -> tuple[dict[str, dict], list[str], str | None]:
     """Of one published part: a row for each of its splits, notes, and the problem if there is one."""
     dataset = data_set(name)
-    told = {"found": None, "layout": None, "verdict": "missing"}
+    told: dict[str, Any] = {"found": None, "layout": None, "verdict": "missing"}
     seen, notes, problem = None, [], None
     try:
         if dataset.embedded:
@@ -234,7 +234,7 @@ def check(name: str, root: str | Path | None = None) -> dict:
     Raises:
         ValueError: no such data set.
     """
-    report = {"name": name, "ok": True, "splits": {}, "notes": [], "problems": []}
+    report: dict[str, Any] = {"name": name, "ok": True, "splits": {}, "notes": [], "problems": []}
     for part in data_set(name).published:
         rows, notes, problem = _check_part(name, part, root)
         report["splits"] |= rows

@@ -350,22 +350,22 @@ class Part:
         return Split(images[rows], None if labels is None else labels[rows])
 
 # %% ../../nbs/data/reading.ipynb #5b3f1b41
-def cut(name: str, part: str, images: np.ndarray, labels: np.ndarray | None) -> Part:
-    """A published part and the digest of each of its splits. Arrays are copied only where they can't serve as they are."""
-    whole = Split(_tensor(images), None if labels is None else _tensor(labels.astype(np.int64)))
+def cut(name: str, part: str, whole: Split) -> Part:
+    """A published part with the digest of each of its splits."""
     unsummed = Part(whole, DATASETS[name].cuts(part), digests={})
     return replace(unsummed, digests={split: sha256(*unsummed[split]) for split in unsummed.cuts})
 
 
-def _tensor(array: np.ndarray) -> Tensor:
-    """A tensor over contiguous memory that may be written to; copied only where the array's own isn't such."""
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+def _as_split(images: np.ndarray, labels: np.ndarray | None) -> Split:
+    """Arrays as tensors. Pixels are copied only where their memory isn't contiguous or may not be written to."""
+    pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    return Split(pixels, None if labels is None else torch.tensor(labels, dtype=torch.int64))
 
 # %% ../../nbs/data/reading.ipynb #517f1fd2
 def _check_arrays(copy: Copy, images: np.ndarray, labels: np.ndarray | None) -> None:
     """Raise DataError where what was read cannot be the published part."""
     dataset = DATASETS[copy.name]
-    expected = dataset.published[copy.part]
+    expected, classes = dataset.published[copy.part], dataset.classes or 0
     if images.dtype != np.uint8 or images.shape[1:] != dataset.shape:
         problem = f"holds {images.dtype} {images.shape[1:]}, not uint8 {dataset.shape}"
         raise copy.broken(copy.main_file, problem)
@@ -375,9 +375,9 @@ def _check_arrays(copy: Copy, images: np.ndarray, labels: np.ndarray | None) -> 
     if len(images) > expected or not len(images) or short:
         raise copy.broken(copy.main_file, f"holds {len(images)} images, not {expected}")
     if labels is not None and (
-        len(labels) != len(images) or labels.min() < 0 or labels.max() >= dataset.classes
+        len(labels) != len(images) or labels.min() < 0 or labels.max() >= classes
     ):
-        problem = f"its labels are not {len(images)} numbers from 0 to {dataset.classes - 1}"
+        problem = f"its labels are not {len(images)} numbers from 0 to {classes - 1}"
         raise copy.broken(copy.main_file, problem)
 
 
@@ -398,7 +398,7 @@ def read(copy: Copy) -> Part:
         problem = f"cannot be read ({type(error).__name__}: {error})"
         raise copy.broken(copy.main_file, problem) from error
     _check_arrays(copy, images, labels)
-    part = cut(copy.name, copy.part, images, labels)
+    part = cut(copy.name, copy.part, _as_split(images, labels))
     published = DATASETS[copy.name].digests
     if any(published.get(split, digest) != digest for split, digest in part.digests.items()):
         raise copy.broken(copy.main_file, "its content is not the published one (SHA-256 differs)")
@@ -428,7 +428,8 @@ def _read_decoded_copy(copy: Copy) -> Part | None:
             known = json.loads(file.metadata()["digests"])
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
-            part = cut(copy.name, copy.part, tensors["images"], tensors.get("labels"))
+            whole = _as_split(tensors["images"], tensors.get("labels"))
+            part = cut(copy.name, copy.part, whole)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
     return part if part.digests == known else None
