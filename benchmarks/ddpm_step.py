@@ -14,7 +14,7 @@ from genbook.diffusion import ddpm
 from genbook.diffusion.derivation import t_sample
 from genbook.diffusion.sampling import sample_ddim
 from genbook.diffusion.unet import LinearAttention
-from genbook.vae.gaussian import scale_pixels
+from genbook.images import scale_pixels
 
 BLOCK = 2  # steps of one before the other takes its turn
 
@@ -60,7 +60,7 @@ def plain(recipe):
 
 def ours(recipe):
     model = recipe.model()
-    loss = common.book_loss(model, ddpm.objective, recipe)
+    loss = common.book_loss(model, recipe.objective(), recipe)
     return common.Contender(
         model, loss, torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=True)
     )
