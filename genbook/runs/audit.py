@@ -6,13 +6,14 @@ __all__ = ['FILE_LIMIT', 'TOTAL_LIMIT', 'RECORD_KEYS', 'INNER_KEYS', 'RECORD_CHE
 # %% ../../nbs/runs/audit.ipynb #0b562fcc
 #| code-fold: true
 import csv
+import json
 import math
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from .files import describe_weights
-from .record import Run, is_number, metric_problems, runs_root
+from .record import is_number, metric_problems, runs_root
 
 # %% ../../nbs/runs/audit.ipynb #656100a2
 FILE_LIMIT = 25_000_000  # bytes a file
@@ -124,22 +125,27 @@ def _wrong_fields(record: dict, fields: Mapping[str, Collection[str]]) -> list[s
     ]
 
 
-def _record_problems(run: Run, fields: Mapping[str, Collection[str]] | None) -> list[str]:
+def _read(path: Path) -> tuple[dict, list[str]]:
+    """A record, or an empty one and why it can't be read."""
     try:
-        record = run.record
+        record = json.loads((path / "run.json").read_text())
     except OSError:
-        return ["run.json is missing"]
+        return {}, ["run.json is missing"]
     except ValueError as error:
-        return [f"run.json is not JSON: {error}"]
-    if not isinstance(record, dict):
-        return ["run.json is not a table"]
+        return {}, [f"run.json is not JSON: {error}"]
+    return (record, []) if isinstance(record, dict) else ({}, ["run.json is not a table"])
+
+
+def _record_problems(
+    record: dict, folder: str, fields: Mapping[str, Collection[str]] | None
+) -> list[str]:
     problems = [problem for check in RECORD_CHECKS for problem in check(record)]
-    problems += _wrong_name(record, run.name)
+    problems += _wrong_name(record, folder)
     return problems + (_wrong_fields(record, fields) if fields is not None else [])
 
 # %% ../../nbs/runs/audit.ipynb #52244c3b
-def _history_problems(run: Run) -> list[str]:
-    path = run.path / "metrics.csv"
+def _history_problems(folder: Path) -> list[str]:
+    path = folder / "metrics.csv"
     if not path.is_file():
         return ["metrics.csv is missing"]
     with open(path, newline="") as file:
@@ -179,10 +185,10 @@ def _order_problems(column: str, values: list[float]) -> list[str]:
     return [f"{column} in metrics.csv does not increase from row to row"]
 
 # %% ../../nbs/runs/audit.ipynb #e952e8ae
-def _file_problems(run: Run) -> list[str]:
+def _file_problems(folder: Path) -> list[str]:
     problems = []
-    for path in sorted(run.path.rglob("*")):
-        where = path.relative_to(run.path).as_posix()
+    for path in sorted(folder.rglob("*")):
+        where = path.relative_to(folder).as_posix()
         if path.is_file() and path.stat().st_size > FILE_LIMIT:
             problems.append(
                 f"{where} has {path.stat().st_size / 1e6:.1f} MB; "
@@ -206,18 +212,17 @@ def _picture_problems(path: Path, where: str) -> list[str]:
     return [] if picture.format == "PNG" else [f"{where} is a {picture.format}, not a PNG"]
 
 
-def _weights_problems(run: Run) -> list[str]:
-    try:
-        stated = run.record["weights"]
-        path = run.path / stated["file"]
-    except (OSError, ValueError, KeyError, TypeError):
+def _weights_problems(record: dict, folder: Path) -> list[str]:
+    stated = record.get("weights")
+    if not isinstance(stated, dict) or not isinstance(stated.get("file"), str):
         return []  # said already
+    path = folder / stated["file"]
     if not path.is_file():
         return [f"weights.file {stated['file']} is missing"]
     try:
         found = describe_weights(path)
     except ValueError as error:
-        return [str(error).replace(f"{run.path}{os.sep}", "")]
+        return [str(error).replace(f"{folder}{os.sep}", "")]
     return [
         f"weights.{key} is {stated[key]} but the file's is {found[key]}"
         for key in found
@@ -231,13 +236,12 @@ def validate(
     | None = None,  # the recipe's fields by family; not checked where not given
 ) -> list[str]:
     """What is wrong with a record, a sentence each; an empty list where nothing is."""
-    run = Run(path)
-    return (
-        _record_problems(run, fields)
-        + _history_problems(run)
-        + _file_problems(run)
-        + _weights_problems(run)
-    )
+    path = Path(path)
+    record, problems = _read(path)
+    if not problems:
+        problems = _record_problems(record, path.resolve().name, fields)
+    problems += _history_problems(path) + _file_problems(path)
+    return problems + _weights_problems(record, path)
 
 
 def validate_all(
