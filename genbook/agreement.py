@@ -23,11 +23,12 @@ def other_images(
     Raises DataError where the data are not at hand.
     """
     recorded = run.record["data"]
+    at_hand = data.Splits(recorded["name"], data_root, download=False)
     measured = {metric["split"] for metric in run.record["metrics"].values()}
     return {
         split
         for split in measured & recorded["splits"].keys()
-        if data.digest(recorded["name"], split, data_root) != recorded["splits"][split]["sha256"]
+        if at_hand.digest(split) != recorded["splits"][split]["sha256"]
     }
 
 # %% ../nbs/agreement.ipynb #fbc61ae9
