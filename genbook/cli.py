@@ -229,7 +229,7 @@ def evaluate(
 
     if (run is None) != all_:
         raise ValueError("evaluate takes either the name of a run or --all")
-    chosen = runs.all_runs() if all_ else [runs.Run.open(run)]
+    chosen = runs.all_runs() if run is None else [runs.Run.open(run)]
     rows, failed = [], False
     for each in chosen:
         if sys.stderr.isatty():
@@ -459,7 +459,7 @@ def data_check(
 
 # %% ../nbs/cli.ipynb #5a77995a
 _given: list[str] = []  # the arguments of this call
-_UsageError = typer.BadParameter.__base__
+_UsageError: Any = typer.BadParameter.__base__
 
 
 def main(

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from .files import describe_weights
 from .record import is_number, metric_problems, runs_root
@@ -18,7 +19,7 @@ from .record import is_number, metric_problems, runs_root
 # %% ../../nbs/runs/audit.ipynb #656100a2
 FILE_LIMIT = 25_000_000  # bytes a file
 TOTAL_LIMIT = 160_000_000  # bytes of all runs together
-RECORD_KEYS = {
+RECORD_KEYS: dict[str, Any] = {
     "name": str,
     "recipe": dict,
     "seed": int,

@@ -17,6 +17,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a list of records needs none
+    import torch
 
 # %% ../../nbs/runs/files.ipynb #b0851483
 @contextmanager

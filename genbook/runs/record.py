@@ -20,9 +20,12 @@ from datetime import UTC, datetime
 from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .files import describe_weights, load_weights, number, short_number, write_atomic
+
+if TYPE_CHECKING:
+    import torch
 
 # %% ../../nbs/runs/record.ipynb #cdbbe466
 def runs_root() -> Path:
@@ -264,7 +267,7 @@ def is_number(
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _not_negative(value: object) -> bool:
+def _not_negative(value: Any) -> bool:
     return is_number(value) and value >= 0
 
 
