@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from genbook import runs
-from genbook.gan import critics
-from genbook.randomness import own_randomness
+from genbook.families import Job
+from genbook.gan import two_lines
 from genbook.gan.critics import (
     F_DIVERGENCES,
+    OBJECTIVES,
+    critic_loss,
     distribution1,
     lp_reg,
     make_critic,
@@ -19,6 +21,7 @@ from genbook.gan.critics import (
     vf_squared_hellinger,
     vf_wasserstein_distance,
 )
+from genbook.randomness import own_randomness
 
 torch.set_num_threads(1)
 
@@ -152,7 +155,7 @@ def test_a_sample_has_one_t():
     assert torch.equal(t, t[:, :1].expand_as(t))
     assert (
         len(t[:, 0].unique()) == 64
-        and 0 <= t.min()
+        and t.min() >= 0
         and t.max() <= 1
         and 0.35 < t[:, 0].mean() < 0.65
     )
@@ -304,15 +307,15 @@ def test_bad_input_of_one_function():
     with pytest.raises(ValueError, match="divergence must be one of"):
         variational_bound(X, X, make_critic(4), "Hellinger")
     for refused in (
-        lambda: critics.estimates("kl", 0.5, make_critic(4), 10, 50.0),
-        lambda: critics.measure("kl", 0.5, make_critic(4), 10),
-        lambda: critics.generator_signal("kl", 0.5, make_critic(4)),
-        lambda: critics.critic_loss("kl", X, X, make_critic(4)),
+        lambda: two_lines.estimates("kl", 0.5, make_critic(4), 10, 50.0),
+        lambda: two_lines.measure("kl", 0.5, make_critic(4), 10),
+        lambda: two_lines.generator_signal("kl", 0.5, make_critic(4)),
+        lambda: critic_loss("kl", X, X, make_critic(4)),
     ):
         with pytest.raises(ValueError, match="objective must be one of"):
             refused()
     with pytest.raises(ValueError, match="samples must be at least 2, got 1"):
-        critics.estimates("hellinger", 0.5, make_critic(4), 1, 50.0)
+        two_lines.estimates("hellinger", 0.5, make_critic(4), 1, 50.0)
     for bad in ({"x": math.inf}, {"x": 0.0, "batch_size": 0}):
         with pytest.raises(ValueError, match="must be"):
             distribution1(**bad)
@@ -321,7 +324,7 @@ def test_bad_input_of_one_function():
 def test_line():
     points = next(distribution1(0.7, 10_000))
     assert points.shape == (10_000, 2) and points.dtype == torch.float32
-    assert points[:, 0].eq(0.7).all() and 0 <= points[:, 1].min() and points[:, 1].max() < 1
+    assert points[:, 0].eq(0.7).all() and points[:, 1].min() >= 0 and points[:, 1].max() < 1
     assert abs(points[:, 1].mean() - 0.5) < 0.02 and abs(points[:, 1].var() - 1 / 12) < 0.005
     assert len(next(distribution1(0.0))) == 512
 
@@ -340,18 +343,18 @@ def small(**changes):
         "thetas": (0.0, 0.5),
         "kept": (0.5,),
     }
-    return dataclasses.replace(critics.RECIPES["critics-lines"], **{**fields, **changes})
+    return dataclasses.replace(two_lines.RECIPES["critics-lines"], **{**fields, **changes})
 
 
 def test_run_and_its_evaluation(tmp_path):
     recipe = small()
-    run = critics.train(recipe, out=tmp_path / recipe.name, progress=False)
+    run = two_lines.train(recipe, Job(tmp_path / recipe.name, progress=False))
     assert (
         runs.validate(run.path, {"critics": [field.name for field in dataclasses.fields(recipe)]})
         == []
     )
     assert run.metrics["iteration"] == [0, 4, 6] and len(run.metrics) == 1 + 2 * 2
-    again = critics.evaluate(run)
+    again = two_lines.evaluate(run)
     assert {key: metric["value"] for key, metric in again.items()} == {
         key: metric["value"] for key, metric in run.record["metrics"].items()
     }
@@ -359,30 +362,30 @@ def test_run_and_its_evaluation(tmp_path):
         run.record["epochs_done"] == recipe.epochs == 6
         and not (run.path / "checkpoint.pt").exists()
     )
-    built, nets = critics.build(run)
-    assert built == recipe and set(nets) == {(kind, 0.5) for kind in critics.OBJECTIVES}
+    built, nets = two_lines.build(run)
+    assert built == recipe and set(nets) == {(kind, 0.5) for kind in OBJECTIVES}
     with pytest.raises(
         ValueError,
         match="no weights are kept of the critic .'wasserstein', 0.0.*there are: hellinger at 0.5",
     ):
         nets["wasserstein", 0.0]
-    with pytest.raises(ValueError, match="draw no images"):
-        critics.sample(run, 4)
+    with pytest.raises(ValueError, match="draws no images: critics score points"):
+        two_lines.sample(run, 4)
 
 
 def test_evaluation_is_of_what_is_kept(tmp_path, monkeypatch):
     """Of every critic, the kept and the others; without a critic's weights, and never without its measurements."""
     recipe = small(kept=())
-    run = critics.train(recipe, out=tmp_path / recipe.name, progress=False)
-    before = critics.evaluate(run)
-    assert critics.build(run) == (recipe, {})
-    monkeypatch.setattr(critics, "make_critic", None)
-    assert critics.evaluate(run) == before == run.record["metrics"]
+    run = two_lines.train(recipe, Job(tmp_path / recipe.name, progress=False))
+    before = two_lines.evaluate(run)
+    assert two_lines.build(run) == (recipe, {})
+    monkeypatch.setattr(two_lines, "make_critic", None)
+    assert two_lines.evaluate(run) == before == run.record["metrics"]
 
     state = runs.load_weights(run.weights)
     state["measured/wasserstein/0.5/p"] += 0.25  # f(x) in E f(x) - E f(y), at every height
     runs.save_weights(run.weights, state, dtype=None)
-    found = dict(critics.evaluate(run))
+    found = dict(two_lines.evaluate(run))
     assert (
         found.pop("raw_error") != before["raw_error"]
         and found.pop("w1_error") != before["w1_error"]
@@ -394,30 +397,32 @@ def test_evaluation_is_of_what_is_kept(tmp_path, monkeypatch):
         dtype=None,
     )
     with pytest.raises(ValueError, match="nothing is kept of the hellinger critic at 0.5"):
-        critics.evaluate(run)
+        two_lines.evaluate(run)
 
 
-@pytest.mark.parametrize("objective", critics.OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_estimates_from_what_is_kept_are_those_of_the_critic(objective):
     recipe = small(
         thetas=(0.5,), objectives=(objective,), steps=60, eval_samples=2_000, penalty=0.5
     )
-    critic, _ = critics.train_critic(recipe, objective, 0.5)
-    state = critics._kept(recipe, {(objective, 0.5): critic})
-    (row,) = critics.final_metrics(recipe, critics._measured(recipe, state))[1]
+    critic, _ = two_lines.train_critic(recipe, objective, 0.5)
+    critic.half().float()  # as they are kept
+    weights = {f"{objective}/0.5/{name}": value for name, value in critic.state_dict().items()}
+    state = two_lines.what_is_kept(recipe, weights)
+    (row,) = two_lines.final_estimates(recipe, two_lines.Critics(recipe, state))
     with own_randomness(recipe.seed + 2):
-        direct = critics.estimates(objective, 0.5, critic, recipe.eval_samples, recipe.penalty)
+        direct = two_lines.estimates(objective, 0.5, critic, recipe.eval_samples, recipe.penalty)
     assert row == pytest.approx({"theta": 0.5, **direct}, rel=1e-4, abs=1e-6)
     kept = state[f"measured/{objective}/0.5/across"]
     factor = state[f"measured/{objective}/0.5/q"].exp() if objective == "hellinger" else 1
     assert -(factor * kept).mean().item() == pytest.approx(
-        critics.generator_signal(objective, 0.5, critic), rel=1e-3
+        two_lines.generator_signal(objective, 0.5, critic), rel=1e-3
     )
 
 
 def test_interrupted_run_goes_on_with_the_next_critic(tmp_path, monkeypatch):
-    whole = critics.train(small(), out=tmp_path / "whole", progress=False)
-    train_critic, done = critics.train_critic, []
+    whole = two_lines.train(small(), Job(tmp_path / "whole", progress=False))
+    train_critic, done = two_lines.train_critic, []
 
     def interrupted(recipe, objective, theta, device="cpu"):
         if len(done) == 3:
@@ -425,13 +430,13 @@ def test_interrupted_run_goes_on_with_the_next_critic(tmp_path, monkeypatch):
         done.append((objective, theta))
         return train_critic(recipe, objective, theta, device)
 
-    monkeypatch.setattr(critics, "train_critic", interrupted)
+    monkeypatch.setattr(two_lines, "train_critic", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        critics.train(small(), out=tmp_path / "parts", progress=False)
+        two_lines.train(small(), Job(tmp_path / "parts", progress=False))
     assert (tmp_path / "parts" / "checkpoint.pt").exists() and len(done) == 3
     done.clear()
     torch.rand(5)  # whatever happened in between
-    parts = critics.train(small(), out=tmp_path / "parts", progress=False)
+    parts = two_lines.train(small(), Job(tmp_path / "parts", progress=False))
     assert done == [("wasserstein", 0.5)]
     assert (parts.path / "model.safetensors").read_bytes() == (
         whole.path / "model.safetensors"
@@ -440,11 +445,11 @@ def test_interrupted_run_goes_on_with_the_next_critic(tmp_path, monkeypatch):
 
 
 def test_checkpoint_of_another_recipe_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(critics, "final_metrics", lambda *a: 1 / 0)
+    monkeypatch.setattr(two_lines, "what_is_kept", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        critics.train(small(), out=tmp_path, progress=False)
+        two_lines.train(small(), Job(tmp_path, progress=False))
     with pytest.raises(ValueError, match="steps was '6', is '7'"):
-        critics.train(small(steps=7), out=tmp_path, progress=False)
+        two_lines.train(small(steps=7), Job(tmp_path, progress=False))
 
 
 @pytest.mark.parametrize(
@@ -470,12 +475,12 @@ def test_training_leaves_chance_alone():
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    critics.train_critic(small(), "wasserstein", 0.5)
+    two_lines.train_critic(small(), "wasserstein", 0.5)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_signal_needs_points_and_kept_critics_are_among_the_trained():
     with pytest.raises(ValueError, match="samples must be at least 1"):
-        critics.generator_signal("wasserstein", 0.5, make_critic(), samples=0)
+        two_lines.generator_signal("wasserstein", 0.5, make_critic(), samples=0)
     with pytest.raises(ValueError, match="kept must be among thetas.*set both"):
-        dataclasses.replace(critics.RECIPES["critics-lines"], thetas=(0.5,))
+        dataclasses.replace(two_lines.RECIPES["critics-lines"], thetas=(0.5,))

@@ -8,18 +8,19 @@ import torch
 from torch import nn
 
 from genbook import data, training
+from genbook.families import Job
 from genbook.gan import minimax as gan
-from genbook.judges.classifier import class_probabilities
-from genbook.measures import entropy
 from genbook.gan.minimax import (
     GAN,
     RECIPES,
-    Discriminator,
-    Generator,
+    MLPDiscriminator,
+    MLPGenerator,
     discriminator_objective,
     generator_objective,
 )
-from genbook.vae.gaussian import scale_pixels
+from genbook.images import scale_pixels
+from genbook.judges.classifier import class_probabilities
+from genbook.measures import entropy
 
 
 @pytest.fixture(autouse=True)
@@ -54,13 +55,13 @@ def test_networks_are_those_of_the_report():
 @pytest.mark.parametrize("shape", [(2, 784), (2, 28, 28), (2, 3, 28, 28), (2, 1, 32, 32)])
 def test_discriminator_refuses_other_images(shape):
     with pytest.raises(ValueError, match="x must be of shape"):
-        Discriminator()(torch.zeros(shape))
+        MLPDiscriminator()(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("shape", [(2, 99), (100,), (2, 100, 1)])
 def test_generator_refuses_other_latents(shape):
     with pytest.raises(ValueError, match=r"z must be of shape \(B, 100\)"):
-        Generator()(torch.zeros(shape))
+        MLPGenerator()(torch.zeros(shape))
 
 
 def test_no_samples_are_refused():
@@ -155,7 +156,7 @@ def test_the_game_of_a_generator_on_a_finite_space_ends_at_minus_log_4():
 
 def test_a_run_resumes_where_it_was(tmp_path):
     recipe = dataclasses.replace(RECIPES["gan-mnist"].smoke(), epochs=1, eval_samples=100)
-    whole = gan.train(recipe, out=tmp_path / "whole", device="cpu", progress=False)
+    whole = gan.train(recipe, Job(tmp_path / "whole", device="cpu", progress=False))
     fit, objective, calls = training.fit, gan.generator_objective, 0
 
     def interrupted(*arguments, **named):
@@ -167,17 +168,11 @@ def test_a_run_resumes_where_it_was(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gan, "generator_objective", interrupted)
-        patch.setattr(
-            gan.training,
-            "fit",
-            lambda *a, **k: fit(
-                *a, **({**k, "checkpoint_seconds": 0} if len(a[1:2]) and not callable(a[1]) else k)
-            ),
-        )
+        patch.setattr(training, "fit", lambda *a, **k: fit(*a, **{**k, "checkpoint_seconds": 0}))
         with pytest.raises(KeyboardInterrupt):
-            gan.train(recipe, out=tmp_path / "parts", device="cpu", progress=False)
+            gan.train(recipe, Job(tmp_path / "parts", device="cpu", progress=False))
     assert (tmp_path / "parts" / "checkpoint.pt").exists()
-    parts = gan.train(recipe, out=tmp_path / "parts", device="cpu", progress=False)
+    parts = gan.train(recipe, Job(tmp_path / "parts", device="cpu", progress=False))
     assert parts.weights.read_bytes() == whole.weights.read_bytes()
     assert parts.record["metrics"] == whole.record["metrics"]
     assert (tmp_path / "parts" / "classifier.safetensors").read_bytes() == (

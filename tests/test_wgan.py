@@ -1,4 +1,4 @@
-"""The WGAN beyond what its chapter shows: the penalty differentiated twice in every precision, bad input, resuming, settling."""
+"""The WGAN beyond what its chapter shows: the penalty differentiated twice in every precision, bad input, resuming, batch statistics."""
 
 import pytest
 import torch
@@ -6,19 +6,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from genbook import data, training
+from genbook.families import Job
 from genbook.gan import wgan
 from genbook.gan.critics import lp_reg, vf_wasserstein_distance
-from genbook.vae.gaussian import scale_pixels
+from genbook.gan.smooth_layers import HalvingConv2d, LeakyReLU
 from genbook.gan.wgan import (
     RECIPES,
     WGAN,
     Critic,
     Generator,
-    HalvingConv2d,
-    LeakyReLU,
     critic_objective,
     generator_objective,
+    update_batch_statistics,
 )
+from genbook.images import roughness, scale_pixels
 
 
 @pytest.fixture(autouse=True)
@@ -241,13 +242,13 @@ def test_slopes_are_those_of_the_critic():
         torch.testing.assert_close(wgan.slopes(critic, x), torch.stack(expected))
 
 
-def test_settling_gives_the_statistics_of_the_weights():
+def test_updating_gives_the_statistics_of_the_weights():
     model = WGAN(width=8)
     with torch.no_grad():
         for p in model.generator.parameters():
             p.add_(0.1 * torch.randn_like(p))
     model.eval()
-    wgan.settle(model.generator, model.draw, batches=40)
+    update_batch_statistics(model.generator, model.draw, batches=40)
     assert not model.generator.training and all(
         part.momentum == 0.1
         for part in model.generator.modules()
@@ -255,22 +256,22 @@ def test_settling_gives_the_statistics_of_the_weights():
     )
     z = model.draw(500)
     with torch.no_grad():
-        settled = model.generator(z)
+        updated = model.generator(z)
         own = model.generator.train()(z)
-    assert (settled - own).abs().mean() < 0.02
+    assert (updated - own).abs().mean() < 0.02
 
 
 def test_roughness():
     flat, board = torch.full((1, 3, 32, 32), 0.3), torch.ones(1, 3, 32, 32)
     board[:, :, ::2, ::2] = board[:, :, 1::2, 1::2] = -1
-    assert wgan.roughness(flat) == 0 and wgan.roughness(board) == 4
+    assert roughness(flat) == 0 and roughness(board) == 4
 
 
 def test_a_run_resumes_where_it_was(tmp_path):
     """Interrupted in the middle of the epoch and started again: the same weights and the same record, bit for bit."""
     recipe = RECIPES["wgan-svhn"].smoke()
-    whole = wgan.train(recipe, out=tmp_path / "whole", device="cpu", progress=False)
-    objective, calls = wgan.critic_objective, 0
+    whole = wgan.train(recipe, Job(tmp_path / "whole", device="cpu", progress=False))
+    fit, objective, calls = training.fit, wgan.critic_objective, 0
 
     def interrupted(*arguments, **named):
         nonlocal calls
@@ -281,13 +282,11 @@ def test_a_run_resumes_where_it_was(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wgan, "critic_objective", interrupted)
-        patch.setattr(
-            wgan.training, "fit", lambda *a, **k: training_fit(*a, **{**k, "checkpoint_seconds": 0})
-        )
+        patch.setattr(training, "fit", lambda *a, **k: fit(*a, **{**k, "checkpoint_seconds": 0}))
         with pytest.raises(KeyboardInterrupt):
-            wgan.train(recipe, out=tmp_path / "parts", device="cpu", progress=False)
+            wgan.train(recipe, Job(tmp_path / "parts", device="cpu", progress=False))
     assert (tmp_path / "parts" / "checkpoint.pt").exists()
-    parts = wgan.train(recipe, out=tmp_path / "parts", device="cpu", progress=False)
+    parts = wgan.train(recipe, Job(tmp_path / "parts", device="cpu", progress=False))
     assert parts.weights.read_bytes() == whole.weights.read_bytes()
     assert parts.record["metrics"] == whole.record["metrics"]
     names = [path.name for path in whole.samples]
@@ -304,6 +303,3 @@ def test_a_run_resumes_where_it_was(tmp_path):
     )
     assert wgan.sample(parts, 5, seed=1).shape == (5, 3, 32, 32)
     assert torch.equal(wgan.sample(parts, 5, seed=1), wgan.sample(whole, 5, seed=1))
-
-
-training_fit = training.fit
