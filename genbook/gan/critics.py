@@ -6,6 +6,7 @@ __all__ = ['F_DIVERGENCES', 'OBJECTIVES', 'FDivergence', 'raw_scores', 'variatio
            'make_critic', 'distribution1']
 
 # %% ../../nbs/gan/critics.ipynb #8379d7e8
+#| code-fold: true
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -7,6 +7,7 @@ __all__ = ['RECIPES', 'FAMILY', 'train', 'build', 'evaluate', 'sample', 'MLPGene
            'make', 'draw']
 
 # %% ../../nbs/gan/minimax.ipynb #22b3af87
+#| code-fold: true
 import dataclasses
 import math
 from collections.abc import Callable

@@ -4,6 +4,7 @@
 __all__ = ['LeakyReLU', 'HalvingConv2d']
 
 # %% ../../nbs/gan/smooth-layers.ipynb #6d3e7e88
+#| code-fold: true
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float

@@ -6,6 +6,7 @@ __all__ = ['LINE_OPTIMIZERS', 'RECIPES', 'HEIGHTS', 'FAMILY', 'train', 'build', 
            'final_metrics', 'keep_estimates', 'what_is_kept', 'make']
 
 # %% ../../nbs/gan/two-lines.ipynb #b772e152
+#| code-fold: true
 import dataclasses
 import math
 import time

@@ -6,6 +6,7 @@ __all__ = ['RECIPES', 'FAMILY', 'train', 'build', 'evaluate', 'sample', 'Critic'
            'keep_samples', 'keep_portrait', 'make', 'draw']
 
 # %% ../../nbs/gan/wgan.ipynb #81fbeabf
+#| code-fold: true
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
