@@ -27,8 +27,8 @@ from ..families import Family, Headline, Job, Made, fit_recipe
 from ..images import as_levels, scale_pixels
 from ..judges.classifier import class_probabilities
 from ..measures import entropy
-from ..randomness import own_randomness
 from ..players import Player
+from ..randomness import own_randomness
 from ..training import fit
 from ..viz import to_png
 
@@ -256,7 +256,7 @@ class GANRecipe:
     epochs: int = 200  # the course's
     batch_size: int = 64  # the course's
     lr: float = 2e-4  # the course's, constant
-    betas: tuple[float, ...] = (0.5, 0.999)  # of Adam, customary for GANs
+    betas: tuple[float, float] = (0.5, 0.999)  # of Adam, customary for GANs
     precision: str = "bf16"  # matrix products in bfloat16; "fp32" for none
     sample_epochs: tuple[int, ...] = (0, 1, 5, 20, 50, 100, 200)  # pictures are kept
     eval_samples: int = 10_000  # of the generator, for its final figures
@@ -379,7 +379,9 @@ def keep_portrait(recipe: GANRecipe, played: Played, splits: Splits, out: Path) 
     test = as_levels(splits.test.images, splits.white)
     with own_randomness(recipe.seed):
         fake = model.sample(recipe.eval_samples)
-    classes = {"train": splits["train+valid"].labels}
+    labels = splits["train+valid"].labels
+    assert labels is not None
+    classes = {"train": labels}
     for name, x in (("test", scale_pixels(test)), ("sample", fake)):
         classes[name] = class_probabilities(classifier, x).argmax(1)
     shares = {name: each.bincount(minlength=10) / len(each) for name, each in classes.items()}
@@ -395,6 +397,7 @@ def keep_portrait(recipe: GANRecipe, played: Played, splits: Splits, out: Path) 
 def make(recipe: GANRecipe, job: Job, splits: Splits) -> Made | None:
     """Train a recipe; before it a classifier of digits, which is kept beside the model."""
     images, labels = splits["train+valid"]
+    assert labels is not None
     images = as_levels(images, splits.white)
     if not (job.resume and job.checkpoint.exists()):
         trained = train_classifier(images, labels, seed=recipe.seed)

@@ -55,7 +55,7 @@ def _filter_gradient(
     One product of two matrices, the patches being the rows of one of them.
     """
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # (B, h + 2, w + 2, n_in)
-    b, h, w = len(g), *g.shape[2:]
+    b, _, h, w = g.shape
     s_b, s_h, s_w, s_c = padded.stride()
     patches = padded.as_strided(
         (b, h, w, 4, 4, x.shape[1]), (s_b, 2 * s_h, 2 * s_w, s_h, s_w, s_c)
@@ -141,6 +141,7 @@ class HalvingConv2d(nn.Conv2d):
         """The convolution; in bfloat16 under autocast."""
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        assert self.bias is not None
         x, filters, bias = (part.to(dtype) for part in (x, self.weight, self.bias))
         with torch.autocast(kind, enabled=False):
             return _Halve.apply(x, filters) + _Filter.apply(x.detach(), filters, bias)

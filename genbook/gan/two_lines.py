@@ -131,8 +131,10 @@ class CriticRecipe:
 
     def smoke(self) -> "CriticRecipe":
         """The same for seconds: two lines apart and two that are one, a few steps."""
-        small = {"steps": 40, "hidden": 64, "log_every": 10, "eval_samples": 2_000}
-        return dataclasses.replace(self, thetas=(0.0, 1.0), kept=(1.0,), **small)
+        return dataclasses.replace(
+            self, thetas=(0.0, 1.0), kept=(1.0,), hidden=64,
+            steps=40, log_every=10, eval_samples=2_000,
+        )  # fmt: skip
 
 # %% ../../nbs/gan/two-lines.ipynb #f64b555d
 RECIPES = {
@@ -207,6 +209,7 @@ def _estimates(
     if objective == "hellinger":
         (p, var_p), (q, var_q) = mean(-torch.expm1(-score_x)), mean(torch.expm1(score_y))
         return {"hellinger": p - q, "hellinger_se": math.sqrt(var_p + var_q)}
+    assert slope is not None  # always measured with this objective
     (p, var_p), (q, var_q) = mean(score_x), mean(score_y)
     excess, var_excess = mean((slope.double() - 1).clamp(min=0).square())
     return {
@@ -416,7 +419,7 @@ def what_is_kept(
     weights: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """Weights of the critics at `recipe.kept`, in half precision, and measurements of all."""
-    state = {}
+    state: dict[str, Tensor] = {}
     halved = {name: tensor.half() for name, tensor in weights.items()}
     for objective in recipe.objectives:
         for theta in recipe.thetas:

@@ -24,8 +24,8 @@ from ..families import Family, Headline, Job, Made, fit_recipe
 from .critics import between, lp_reg, slopes_and_scores, vf_wasserstein_distance
 from .smooth_layers import HalvingConv2d, LeakyReLU
 from ..images import nearest, roughness, scale_pixels, show_pixels, with_neighbours
-from ..randomness import own_randomness
 from ..players import Player
+from ..randomness import own_randomness
 from ..viz import to_png
 
 # %% ../../nbs/gan/wgan.ipynb #fbbd729f
@@ -218,7 +218,7 @@ class WGANRecipe:
     epochs: int = 49  # of 1,031 critic steps: 50,519 critic steps, 10,103 generator steps
     batch_size: int = 64  # the course's
     lr: float = 1e-4  # the course's, constant
-    betas: tuple[float, ...] = (0.5, 0.9)  # of Adam, the course's
+    betas: tuple[float, float] = (0.5, 0.9)  # of Adam, the course's
     ema: float = 0.999  # average of the weights over about 1,000 generator steps
     precision: str = "bf16"  # matrix products in bfloat16; "fp32" for none
     channels_last: bool = True  # in memory: faster convolutions
