@@ -48,10 +48,11 @@ _DATA_ROOT = Annotated[
 _RUN = typer.Argument(help="A name that `genbook records` lists, or a run's folder.")
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         print(f"genbook {__version__}")
         raise typer.Exit()
+    return wanted
 
 
 @app.callback()

@@ -312,15 +312,13 @@ FAMILIES: dict[str, str] = {  # name -> the module that ends with its FAMILY
 }
 
 
-class _Before:
+class _Before(Family):
     """A module that does not end with its FAMILY yet, as one; goes when the last one does."""
 
-    draw = None
-
     def __init__(self, name: str, module: Any):
-        self.name, self.recipes, self.headlines = name, module.RECIPES, {}
-        self.recipe = type(list(module.RECIPES.values())[-1])
-        self.module, self.build, self.evaluate = module, module.build, module.evaluate
+        recipe = type(list(module.RECIPES.values())[-1])
+        super().__init__(name, recipe, module.RECIPES, {}, module.train, module.evaluate)
+        vars(self).update(module=module, build=module.build, evaluate=module.evaluate)
 
     def train(self, recipe: Any, job: Job) -> runs.Run | None:
         how = {name: getattr(job, name) for name in ("data_root", "device", "resume", "progress")}
