@@ -13,6 +13,7 @@ from torch import nn
 
 from genbook.descent import OPTIMIZERS
 from genbook.vae import gaussian as gaussian_vae
+from genbook.vae import gaussian_model
 
 BLOCK = 20  # steps of one before the other takes its turn
 
@@ -43,7 +44,7 @@ class PlainVAE(nn.Module):
         h = self.encoder(x)
         mean, logvar = self.mean(h), self.logvar(h).clamp(-30, 20)
         z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
-        nll = 0.5 * (gaussian_vae.LOG_2PI + F.mse_loss(self.decoder(z), x, reduction="none")).sum(
+        nll = 0.5 * (gaussian_model.LOG_2PI + F.mse_loss(self.decoder(z), x, reduction="none")).sum(
             (1, 2, 3)
         )
         kl = 0.5 * (mean**2 + torch.exp(logvar) - 1 - logvar).sum(1)
@@ -59,7 +60,7 @@ def plain(recipe):
 
 def ours(recipe):
     model = recipe.model()
-    loss = common.book_loss(model, gaussian_vae.elbo_objective, recipe)
+    loss = common.book_loss(model, gaussian_model.elbo_objective, recipe)
     return common.Contender(
         model, loss, OPTIMIZERS[recipe.optimizer](model.parameters(), lr=recipe.lr)
     )

@@ -11,15 +11,16 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from genbook import data, training, vae
+from genbook.families import Job
 from genbook.images import nearest, scale_pixels, show_pixels
 from genbook.vae import gaussian as gaussian_vae
-from genbook.vae.gaussian import (
-    RECIPES,
+from genbook.vae import gaussian_model
+from genbook.vae.gaussian import RECIPES, interpolate
+from genbook.vae.gaussian_model import (
     DiagonalGaussianDistribution,
     GaussianVAE,
     bits_per_dimension,
     elbo_objective,
-    interpolate,
 )
 from genbook.vae.importance import importance_log_likelihood, log_importance_weights
 from genbook.vae.latents import latent_path
@@ -146,7 +147,7 @@ def test_bits_are_never_fewer_than_those_of_the_exact_probability(sigma):
         0.5 * torch.randn(500, dtype=torch.float64),
     )
     mu = x + sigma * mu
-    half = gaussian_vae.BIN / 2
+    half = gaussian_model.BIN / 2
     exact = -(Normal(mu, sigma).cdf(x + half) - Normal(mu, sigma).cdf(x - half)).log2()
     bits = bits_per_dimension(Normal(mu, sigma).log_prob(x), 2 * math.log(sigma), 1)
     assert (bits >= exact - 1e-9).all()
@@ -155,7 +156,7 @@ def test_bits_are_never_fewer_than_those_of_the_exact_probability(sigma):
 
 def test_variance_one_costs_more_than_eight_bits():
     assert 8.3 < bits_per_dimension(torch.tensor(-1536 * math.log(2 * math.pi))).item() < 8.4
-    uniform = torch.tensor(-3072 * math.log(256 * gaussian_vae.BIN))  # flat over the 256 bins
+    uniform = torch.tensor(-3072 * math.log(256 * gaussian_model.BIN))  # flat over the 256 bins
     assert bits_per_dimension(uniform, 50.0).item() == pytest.approx(8.0, abs=1e-5)
 
 
@@ -278,7 +279,7 @@ def test_log_likelihood_is_above_the_bound_and_needs_no_gradient(model, x):
 
 MEMORY = """
 import re, sys, torch
-from genbook.vae.gaussian import GaussianVAE
+from genbook.vae import GaussianVAE
 
 
 def peak():  # of this process; ru_maxrss would begin at that of the process that started it
@@ -451,7 +452,7 @@ def test_smoke_run_keeps_what_the_chapter_shows(tmp_path):
         eval_images=8,
         eval_samples=2,
     )
-    run = gaussian_vae.train(recipe, out=tmp_path / recipe.name, device="cpu", progress=False)
+    run = gaussian_vae.train(recipe, Job(tmp_path / recipe.name, device="cpu", progress=False))
     names = {
         path.relative_to(run.path).as_posix() for path in run.path.rglob("*") if path.is_file()
     }

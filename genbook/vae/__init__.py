@@ -2,12 +2,11 @@
 
 from genbook.vae.binarised_mnist import BernoulliVAE, VAERecipe
 from genbook.vae.elbo import active_units, elbo_terms, reparameterise
-from genbook.vae.gaussian import (
+from genbook.vae.gaussian import GaussianVAERecipe, interpolate
+from genbook.vae.gaussian_model import (
     DiagonalGaussianDistribution,
     GaussianVAE,
-    GaussianVAERecipe,
     bits_per_dimension,
-    interpolate,
 )
 from genbook.vae.importance import (
     effective_sample_size,

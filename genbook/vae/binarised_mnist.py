@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Num
@@ -49,7 +50,7 @@ def mlp(
 
     Raises ValueError where the activation is unknown.
     """
-    layers = []
+    layers: list[nn.Module] = []
     for n_in, n_out in zip(sizes[:-1], sizes[1:]):
         layers += [nn.Linear(n_in, n_out), activation_layer(activation)()]
     return nn.Sequential(*layers[:-1])
@@ -277,8 +278,8 @@ class VAERecipe:
         return objectives[self.bound]
 
 # %% ../../nbs/vae/binarised-mnist.ipynb #3f6f2f47
-_SPEED = dict(optimizer="adamw", schedule="one-cycle", precision="bf16")
-_BEST = dict(
+_SPEED: dict[str, Any] = dict(optimizer="adamw", schedule="one-cycle", precision="bf16")
+_BEST: dict[str, Any] = dict(
     network="conv",
     hidden=(256,),
     activation="silu",
@@ -287,7 +288,7 @@ _BEST = dict(
     ema=0.999,
     **_SPEED,
 )
-_MLP = dict(
+_MLP: dict[str, Any] = dict(
     hidden=(500,),
     activation="relu",
     logit_offset=0.0,

@@ -9,11 +9,11 @@ import math
 
 import torch
 from jaxtyping import Float, Num
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ..likelihoods import log_mean_exp
-from .elbo import reparameterise
+from .elbo import LatentModel, reparameterise
 
 # %% ../../nbs/vae/importance.ipynb #d12a70a6
 def _weights_given_posterior(model, x, mu, logvar, num_samples):
@@ -27,15 +27,14 @@ def _weights_given_posterior(model, x, mu, logvar, num_samples):
 
 
 def log_importance_weights(
-    model: nn.Module,
+    model: LatentModel,
     x: Num[Tensor, "batch *shape"],
     num_samples: int,
 ) -> Float[Tensor, "batch samples"]:
     """Log-weights log p(x, z_k) − log q(z_k|x), z_k ~ q(z|x), in nats ({eq}`eq-importance-weight`).
 
     Args:
-        model: with `encode(x) -> (mu, logvar)`, both `(B, L)`, and
-            `log_p_x_given_z(x, z) -> (B, K)` for z `(B, K, L)`.
+        model: with `encode` and `log_p_x_given_z`.
         x: a batch of images, `(B, ...)`.
         num_samples: K, at least 1.
     Raises:
@@ -43,11 +42,12 @@ def log_importance_weights(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-    return _weights_given_posterior(model, x, *model.encode(x), num_samples)
+    mu, logvar = model.encode(x)
+    return _weights_given_posterior(model, x, mu, logvar, num_samples)
 
 # %% ../../nbs/vae/importance.ipynb #8fe86508
 def iwae_bound(
-    model: nn.Module,
+    model: LatentModel,
     x: Num[Tensor, "batch *shape"],
     num_samples: int,
 ) -> Float[Tensor, "batch"]:
@@ -57,7 +57,7 @@ def iwae_bound(
 # %% ../../nbs/vae/importance.ipynb #e84cb526
 @torch.no_grad()
 def importance_log_likelihood(
-    model: nn.Module,
+    model: LatentModel,
     x: Num[Tensor, "n *shape"],
     num_samples: int,
     batch_size: int = 100,
