@@ -56,19 +56,18 @@ def images():
     """The images of a split of a record's data, the very ones it was made from."""
     if not os.environ.get("GENBOOK_DATA"):
         pytest.skip("GENBOOK_DATA is not set: no real data to compute the figures on")
-    loaded = {}
+    opened = {}
 
     def load(run, split):
         name = run.recipe["data"]
-        if (name, split) not in loaded:
-            try:
-                loaded[name, split] = data.load(name, split, download=False)
-            except data.DataError as error:
-                pytest.skip(f"no data: {error}")
-        known = run.record["data"]["splits"][split]["sha256"]
-        if data.digest(name, split) != known:
+        splits = opened.setdefault(name, data.Splits(name, download=False))
+        try:
+            at_hand = splits.digest(split)
+        except data.DataError as error:
+            pytest.skip(f"no data: {error}")
+        if at_hand != run.record["data"]["splits"][split]["sha256"]:
             pytest.skip(f"the {split} images of {name} at hand are not those of the record")
-        return loaded[name, split].images
+        return splits[split].images
 
     return load
 
