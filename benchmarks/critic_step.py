@@ -93,7 +93,7 @@ def main():
         "book, bf16": ours(dataclasses.replace(recipe, channels_last=False)),
         "book, bf16, channels last": ours(recipe),
     }
-    steps = 2 * BLOCK if options.smoke else options.steps
+    steps = 4 if options.smoke else options.steps
     common.take_turns(contenders, recipe, steps, BLOCK, clock, options.data_root)
     common.report(contenders, "plain, fp32", last=BLOCK, digits=3)
     n = 100 if options.smoke else 1000

@@ -82,7 +82,7 @@ def main():
     common.take_turns(
         contenders,
         recipe,
-        BLOCK if options.smoke else options.steps,
+        2 if options.smoke else options.steps,
         BLOCK,
         clock,
         options.data_root,
