@@ -27,7 +27,7 @@ def unchecked() -> Iterator[None]:
 
 
 def shaped(
-    function: Callable,
+    function: Any,
     check: Callable[..., Any],
     typechecker: Callable[..., Any],
 ) -> Callable:
@@ -44,7 +44,7 @@ def shaped(
     from jaxtyping import TypeCheckError
 
     if inspect.isclass(function) and "__dataclass_fields__" in vars(function):
-        function.__init__ = shaped(function.__init__, check, typechecker)
+        type.__setattr__(function, "__init__", shaped(function.__init__, check, typechecker))
         return function
     checked = check(function, typechecker=typechecker)
     if not inspect.isfunction(function):
@@ -72,22 +72,21 @@ def beartype(
     from beartype import BeartypeConf
     from beartype import beartype as typed
 
-    return typed(function, conf=BeartypeConf(is_pep484_tower=True))
+    return typed(conf=BeartypeConf(is_pep484_tower=True))(function)
 
 
 def execute_shapes() -> None:
     """From here on every function of the package, and of the notebook that this is called in, compares its shapes."""
     import jaxtyping
 
-    if hasattr(jaxtyping.jaxtyped, "book"):
-        return  # it was called before
     check = jaxtyping.jaxtyped
+    if check.__module__ == __name__:
+        return  # it was called before
 
     def jaxtyped(*, typechecker):
         return lambda function: shaped(function, check, typechecker)
 
-    jaxtyped.book = True
-    jaxtyping.jaxtyped = jaxtyped  # what the hook's decorators look up
+    vars(jaxtyping)["jaxtyped"] = jaxtyped  # what the hook's decorators look up
     jaxtyping.install_import_hook("genbook", "genbook.book.shapes.beartype")
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None:
