@@ -8,9 +8,8 @@ __all__ = ['other_images', 'verdict', 'compare', 'unchecked']
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from .families import family_of
-
 from . import data
+from .families import family_of
 from .runs import Run
 
 # %% ../nbs/agreement.ipynb #7bf0b169

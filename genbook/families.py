@@ -8,11 +8,10 @@ __all__ = ['FROM_RECIPE', 'FAMILIES', 'Recipe', 'Job', 'Made', 'Headline', 'Fami
 #| code-fold: true
 import dataclasses
 import importlib
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol

@@ -6,7 +6,7 @@ __all__ = ['scale_pixels', 'show_pixels', 'as_levels', 'nearest', 'with_neighbou
 # %% ../nbs/images.ipynb #aa892cf5
 #| code-fold: true
 import torch
-from jaxtyping import Float, Int64, Num, UInt8
+from jaxtyping import Float, Num, UInt8
 from torch import Tensor
 
 # %% ../nbs/images.ipynb #6cd0129d

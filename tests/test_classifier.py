@@ -7,6 +7,7 @@ import torch
 
 from genbook import data
 from genbook.families import Job
+from genbook.images import scale_pixels
 from genbook.judges import classifier
 from genbook.judges.classifier import (
     RECIPES,
@@ -15,7 +16,6 @@ from genbook.judges.classifier import (
     class_probabilities,
     shifted,
 )
-from genbook.images import scale_pixels
 from genbook.measures import total_variation
 
 

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from genbook.results import comparison
-from genbook.vae import gaussian as gaussian_vae
+from genbook.judges.quality import class_shares, frechet_distance, kernel_distance, precision_recall
 from genbook.measures import entropy
+from genbook.results import comparison
 from genbook.results.comparison import (
     RECIPES,
     black_and_white,
@@ -18,8 +18,8 @@ from genbook.results.comparison import (
     model_images,
     seconds_per_1000,
 )
-from genbook.judges.quality import class_shares, frechet_distance, kernel_distance, precision_recall
 from genbook.runs import Run
+from genbook.vae import gaussian as gaussian_vae
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
+from genbook.likelihoods import log_mean_exp
+from genbook.vae.binarised_mnist import RECIPES, BernoulliVAE
 from genbook.vae.elbo import active_units, elbo_terms, reparameterise
 from genbook.vae.importance import (
     effective_sample_size,
@@ -14,8 +16,6 @@ from genbook.vae.importance import (
     iwae_bound,
     log_importance_weights,
 )
-from genbook.likelihoods import log_mean_exp
-from genbook.vae.binarised_mnist import RECIPES, BernoulliVAE
 
 SIGMA = 0.5
 

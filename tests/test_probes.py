@@ -10,7 +10,6 @@ from sklearn.exceptions import ConvergenceWarning
 from genbook import data
 from genbook.diffusion import probes
 from genbook.diffusion.ddpm import DDPM
-from genbook.randomness import own_randomness
 from genbook.diffusion.probes import (
     RECIPES,
     SAMPLERS,
@@ -20,6 +19,7 @@ from genbook.diffusion.probes import (
     linear_probe,
     unet_features,
 )
+from genbook.randomness import own_randomness
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_bad_returns(model, images, t, stride):
 def test_features_are_the_layers_outputs(model, images):
     found = unet_features(model, images, 0, side=2)
     assert list(found) == ["down 1", "down 2", "middle", "up 1", "last"] == list(layers(model.unet))
-    assert {name: f.shape for name, f in found.items()} == {name: (24, 8 * 4) for name in found}
+    assert {name: f.shape for name, f in found.items()} == dict.fromkeys(found, (24, 8 * 4))
     seen = []
     hook = model.unet.last.register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.no_grad():

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from genbook.images import scale_pixels
-from genbook.measures import bootstrap
 from genbook.judges.quality import (
     class_shares,
     frechet_distance,
@@ -14,6 +13,7 @@ from genbook.judges.quality import (
     memorisation,
     precision_recall,
 )
+from genbook.measures import bootstrap
 
 DISTANCES = [frechet_distance, kernel_distance]
 
