@@ -5,6 +5,7 @@ __all__ = ['stop_gradient_flow', 'plain_flow', 'integrate', 'fixed_points', 'sur
            'fixed_predictor_path', 'predictor_scatter']
 
 # %% ../../nbs/selfsupervised/collapse.ipynb #1adf9af3
+#| code-fold: true
 import math
 from collections.abc import Callable
 
@@ -53,7 +54,7 @@ def plain_flow(
     dw, dp = stop_gradient_flow(w, p, a, c, decay, rate)
     return dw - w * (a - c * p), dp
 
-
+# %% ../../nbs/selfsupervised/collapse.ipynb #4b160547
 def integrate(
     flow: Callable[..., tuple[Tensor, Tensor]],
     w: Float[Tensor, "*starts"],

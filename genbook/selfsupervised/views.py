@@ -5,6 +5,7 @@ __all__ = ['Boxes', 'GREY', 'ADJUSTMENTS', 'MEAN', 'STD', 'draw_boxes', 'interpo
            'adjust_contrast', 'adjust_saturation', 'adjust_hue', 'jitter', 'Augmentation', 'normalise', 'plain_view']
 
 # %% ../../nbs/selfsupervised/views.ipynb #8fb65ce2
+#| code-fold: true
 import math
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ def draw_boxes(
     )
     return top, left, height, width
 
-
+# %% ../../nbs/selfsupervised/views.ipynb #29c49fb9
 def interpolation(
     start: Int64[Tensor, "n"],
     length: Int64[Tensor, "n"],
@@ -137,7 +138,7 @@ def adjust_saturation(
     """Images in [0, 1] moved towards their grey version: 0 is grey, 1 changes nothing."""
     return _towards(x, to_grey(x), factor)
 
-
+# %% ../../nbs/selfsupervised/views.ipynb #8708ded7
 def adjust_hue(x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, "n"]) -> Float[Tensor, "n 3 h w"]:
     """Images in [0, 1] whose hues are turned by a factor of the whole circle.
 
@@ -181,7 +182,7 @@ def jitter(
                 x[chosen] = adjust(x[chosen], factors[which, chosen])
     return x
 
-
+# %% ../../nbs/selfsupervised/views.ipynb #1e2e0ae5
 @dataclass(frozen=True)
 class Augmentation:
     """Random views of images: what is drawn, and for how many of them.
