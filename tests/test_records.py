@@ -19,7 +19,8 @@ from genbook.gan import critics, wgan
 from genbook.gan import minimax as gan
 from genbook.judges import classifier
 from genbook.randomness import own_randomness
-from genbook.selfsupervised import relatives, simsiam
+from genbook.selfsupervised import pretraining, relatives, simsiam
+from genbook.selfsupervised.views import Augmentation
 from genbook.vae import binarised_mnist as vae
 from genbook.vae import gaussian as gaussian_vae
 from genbook.vae import gaussian_model
@@ -534,9 +535,8 @@ def test_the_monitor_sees_what_it_saw(images):
     run = record("simsiam-cifar10")
     recipe, model = simsiam.build(run)
     some = images(run, "test")[: recipe.monitored]
-    seen = simsiam.monitored(
-        simsiam.monitor(*simsiam.views_of(model, some, simsiam.Augmentation(), seed=recipe.seed))
-    )
+    z1, z2 = pretraining.views_of(model, some, Augmentation(), seed=recipe.seed)
+    seen = pretraining.monitored(pretraining.monitor(z1, z2))
     for key, value in seen.items():
         assert abs(value - run.figure(key)) <= run.record["metrics"][key]["tolerance"], key
 
