@@ -81,7 +81,7 @@ def bootstrap(
 
 # %% ../nbs/measures.ipynb #4df3783c
 def crossing(
-    t: Sequence[float],
+    t: Sequence[float] | Num[Tensor, "steps"],
     agreement: Float[Tensor, "images steps"],
     level: float = 0.5,
     resamples: int = 1000,

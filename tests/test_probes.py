@@ -16,9 +16,10 @@ from genbook.diffusion.probes import (
     bring_back,
     draw,
     layers,
-    linear_probe,
     unet_features,
 )
+from genbook.families import Job
+from genbook.measures import linear_probe
 from genbook.randomness import own_randomness
 
 
@@ -149,7 +150,7 @@ def smoke():
 
 
 def test_an_interrupted_measurement_goes_on(smoke, tmp_path, monkeypatch):
-    whole = probes.train(smoke, out=tmp_path / "whole", progress=False)
+    whole = probes.train(smoke, Job(tmp_path / "whole", progress=False))
     calls, real = [], probes.bring_back
 
     def failing(*args):
@@ -160,15 +161,15 @@ def test_an_interrupted_measurement_goes_on(smoke, tmp_path, monkeypatch):
 
     monkeypatch.setattr(probes, "bring_back", failing)
     with pytest.raises(KeyboardInterrupt):
-        probes.train(smoke, out=tmp_path / "cut", progress=False)
-    run = probes.train(smoke, out=tmp_path / "cut", progress=False)
+        probes.train(smoke, Job(tmp_path / "cut", progress=False))
+    run = probes.train(smoke, Job(tmp_path / "cut", progress=False))
     assert calls == [500, 1000, 1000]  # the first is not measured again
     assert {k: v["value"] for k, v in run.record["metrics"].items()} == {
         k: v["value"] for k, v in whole.record["metrics"].items()
     }
     assert not (run.path / "checkpoint.pt").exists()
     assert probes.evaluate(run) == run.record["metrics"]
-    with pytest.raises(ValueError, match="holds measurements; sample ddpm-toy instead"):
+    with pytest.raises(ValueError, match="draws no images: it holds measurements"):
         probes.sample(run, 4)
 
 
@@ -177,14 +178,14 @@ def test_another_recipe_s_checkpoint_is_refused(smoke, tmp_path, monkeypatch):
         probes, "bring_back", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
-        probes.train(smoke, out=tmp_path, progress=False)
+        probes.train(smoke, Job(tmp_path, progress=False))
     with pytest.raises(ValueError, match="seed"):
-        probes.train(dataclasses.replace(smoke, seed=1), out=tmp_path, progress=False)
+        probes.train(dataclasses.replace(smoke, seed=1), Job(tmp_path, progress=False))
 
 
 def test_a_model_that_is_not_recorded(smoke, tmp_path):
     with pytest.raises(ValueError, match="no run 'ddpm-tony'.*did you mean 'ddpm-toy'"):
-        probes.train(dataclasses.replace(smoke, model="ddpm-tony"), out=tmp_path, progress=False)
+        probes.train(dataclasses.replace(smoke, model="ddpm-tony"), Job(tmp_path, progress=False))
 
 
 def test_validation_images_choose_the_probe(smoke, tmp_path):
@@ -197,7 +198,7 @@ def test_validation_images_choose_the_probe(smoke, tmp_path):
         "probe-others.pixels": torch.tensor([0.2, 0.1]),
     }
     found |= {"probe-0.middle": torch.tensor([0.6, 0.5]), "probe-0.last": torch.tensor([0.5, 0.7])}
-    metrics = probes.final_metrics(recipe, found)
+    metrics = probes.figures(recipe, found)
     assert (
         metrics["network_probe"]["value"] == 0.5 and "0.middle" in metrics["network_probe"]["note"]
     )
