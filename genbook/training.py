@@ -350,7 +350,6 @@ def descend(
                 keeper.save()
 
 # %% ../nbs/training.ipynb #55e429b1
-#| code-fold: true
 @dataclass
 class FitResult:
     """What `fit` hands back."""
