@@ -39,6 +39,16 @@ def test_package_is_what_the_notebooks_export(root, tmp_path):
     assert not different, f"{different} differ from what the notebooks export; run `make export`"
 
 
+def test_a_chapter_runs_without_its_page(root):
+    """`make book` runs every chapter; `nbdev_test` is what one uses while writing."""
+    subprocess.run(
+        [Path(sys.executable).with_name("nbdev_test"), "--path", "nbs/divergences.ipynb"],
+        cwd=root,
+        check=True,
+        timeout=300,
+    )
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_is_clean(name):
     notebook = json.loads(NOTEBOOKS[name].read_text("utf8"))

@@ -236,6 +236,12 @@ def module_files(
     return [path for path in files if path.is_file()]
 
 # %% ../../nbs/book/reader.ipynb #2d8865b1
+@functools.cache
+def _file_imports(path: Path, package: str, mtime_ns: int, size: int) -> frozenset[str]:
+    # As with digests, the two numbers make the cache look again when the file has changed.
+    return frozenset(imported_modules(path.read_text("utf8"), package))
+
+
 def dependencies(
     notebook: dict,
     root: Path,
@@ -250,7 +256,8 @@ def dependencies(
         for path in set(module_files(name, root)) - modules:
             modules.add(path)
             package = ".".join(path.parent.relative_to(root).parts)
-            pending |= imported_modules(path.read_text("utf8"), package)
+            stat = path.stat()
+            pending |= _file_imports(path, package, stat.st_mtime_ns, stat.st_size)
         pending -= names
     found = sorted(modules)
 
