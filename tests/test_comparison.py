@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 
-from genbook.judges.quality import class_shares, frechet_distance, kernel_distance, precision_recall
-from genbook.measures import entropy
 from genbook.results import comparison
+from genbook.data import Splits
+from genbook.families import Job, Measured, family_of
+from genbook.measures import entropy
 from genbook.results.comparison import (
     RECIPES,
     black_and_white,
@@ -18,8 +19,8 @@ from genbook.results.comparison import (
     model_images,
     seconds_per_1000,
 )
+from genbook.judges.quality import class_shares, frechet_distance, kernel_distance, precision_recall
 from genbook.runs import Run
-from genbook.vae import gaussian as gaussian_vae
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_detail_distance():
 def test_draws_are_those_of_the_likelihood(open_run):
     """Draws of a Gaussian VAE are its modes and noise of its variance, cut off at the ends of the scale."""
     run = open_run("vae-svhn-sigma")
-    sigma = gaussian_vae.build(run)[1].output_logvar.exp().sqrt().item()
+    sigma = family_of(run).build(run)[1].output_logvar.exp().sqrt().item()
     mode, drawn = (model_images(run, 100, draws) for draws in (False, True))
     assert mode.shape == drawn.shape == (100, 3, 32, 32) and drawn.abs().max() <= 1
     inside = mode.abs() < 1 - 5 * sigma
@@ -101,25 +102,27 @@ def test_recipes_name_what_there_is(open_run):
 
 def test_smoke_resume_and_evaluate(tmp_path, monkeypatch):
     recipe = RECIPES["comparison-mnist"].smoke()
-    measured = comparison.measure(recipe, tmp_path, progress=False)
+    job = Job(tmp_path, progress=False)
+    made = comparison.measure(recipe, job, Splits(recipe.data))
     assert (tmp_path / "checkpoint.pt").exists()
     monkeypatch.setattr(comparison, "model_images", None)  # nothing is drawn again
-    run = comparison.train(recipe, out=tmp_path, progress=False)
+    run = comparison.record(recipe, job)
     assert not (tmp_path / "checkpoint.pt").exists()
     assert comparison.evaluate(run) == run.record["metrics"]
     assert {p.stem for p in run.samples} == {name.replace(" ", "-") for name in recipe.sets}
-    assert measured["test.features"].shape == (recipe.samples, 128)
+    assert made.kept["test.features"].shape == (recipe.samples, 128)
     again, found = comparison.build(run)
-    assert again == recipe and found.keys() == measured.keys()
-    with pytest.raises(ValueError, match="compares models; sample gan-mnist instead"):
-        comparison.sample(run, 1)
+    assert again == recipe and found.keys() == made.kept.keys()
+    with pytest.raises(ValueError, match="it compares models; sample one of them instead"):
+        comparison.FAMILY.sample(run, 1)
 
 
 def test_another_recipes_checkpoint_is_refused(tmp_path):
     recipe = RECIPES["comparison-mnist"].smoke()
-    comparison.Measured(tmp_path / "checkpoint.pt", {"name": "another"}, True).once("x", dict)
+    job = Job(tmp_path, progress=False)
+    Measured(job, {"name": "another"}).once("x", dict)
     with pytest.raises(ValueError, match="checkpoint"):
-        comparison.measure(recipe, tmp_path, progress=False)
+        comparison.measure(recipe, job, Splits(recipe.data))
 
 
 def test_record_is_whole(record):
@@ -180,7 +183,7 @@ def test_pictures_are_drawn_again(open_run, record):
 def test_more_than_the_data_has_is_refused(tmp_path):
     recipe = dataclasses.replace(RECIPES["comparison-mnist"].smoke(), samples=100_000)
     with pytest.raises(ValueError, match="too few"):
-        comparison.measure(recipe, tmp_path, progress=False)
+        comparison.measure(recipe, Job(tmp_path, progress=False), Splits(recipe.data))
 
 
 def test_own_randomness(open_run):
@@ -193,10 +196,10 @@ def test_own_randomness(open_run):
 
 def test_another_judge_is_refused(tmp_path, monkeypatch):
     recipe = RECIPES["comparison-mnist"].smoke()
-    comparison.measure(recipe, tmp_path, progress=False)
+    comparison.measure(recipe, Job(tmp_path, progress=False), Splits(recipe.data))
     monkeypatch.setattr(comparison, "judge_weights", lambda run: run.weights)
     with pytest.raises(ValueError, match="judge"):
-        comparison.measure(recipe, tmp_path, progress=False)
+        comparison.measure(recipe, Job(tmp_path, progress=False), Splits(recipe.data))
 
 
 def test_bad_recipes():
