@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
-from genbook.results import comparison
 from genbook.data import Splits
 from genbook.families import Job, Measured, family_of
+from genbook.judges.quality import class_shares, frechet_distance, kernel_distance, precision_recall
 from genbook.measures import entropy
+from genbook.results import comparison
 from genbook.results.comparison import (
     RECIPES,
     black_and_white,
@@ -19,7 +20,6 @@ from genbook.results.comparison import (
     model_images,
     seconds_per_1000,
 )
-from genbook.judges.quality import class_shares, frechet_distance, kernel_distance, precision_recall
 from genbook.runs import Run
 
 

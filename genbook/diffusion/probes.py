@@ -483,11 +483,14 @@ FAMILY = Family(
     recipes=RECIPES,
     headlines={
         _SVHN.name: Headline(
-            "digit_lost", _NO_RETURN, "the same, noised and brought back", digits=0
+            "digit_lost",
+            _NO_RETURN,
+            "diffusion, 3.43 M parameters, noised and brought back",
+            digits=0,
         ),
         **{
             f"ddpm-small-t{T}-probes": Headline(
-                f"ancestral_{T}_kernel_distance", _DISTANCE, f"the same, sampled in {T:,} steps"
+                f"ancestral_{T}_kernel_distance", _DISTANCE, f"diffusion, sampled in {T:,} steps"
             )
             for T in (500, 1000, 1500)
         },
