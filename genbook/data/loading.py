@@ -26,30 +26,7 @@ from .sets import DataError, DataSet, Split, data_set
 from .toys import drawn
 
 # %% auto #0
-__all__ = ['Opened', 'open_part', 'Splits', 'load', 'digest', 'provenance', 'check']
-
-# %% ../../nbs/data/loading.ipynb #d75bb8ab
-class Opened(NamedTuple):
-    """A published part in memory, and the copy that it was read from."""
-
-    part: Part
-    copy: Copy | None  # None for one that is drawn
-
-
-def open_part(name: str, part: str, root: str | Path | None, download: bool) -> Opened:
-    """Draw or read a published part; one that is nowhere to be found is downloaded first, if it may be."""
-    if data_set(name).embedded:
-        return Opened(cut(name, part, deepcopy(drawn(name, part))), copy=None)
-    copy = find(name, part, root)
-    if copy is None and download:
-        fetch(name, root)
-        copy = find(name, part, root)
-    if copy is None:
-        places = ", ".join(map(str, data_roots(root)))
-        raise DataError(
-            f"{name}: no files of its {part} part under {places}. To get them: genbook data fetch {name}"
-        )
-    return Opened(read_decoded(copy), copy)
+__all__ = ['Splits', 'Opened', 'open_part', 'load', 'digest', 'provenance', 'check']
 
 # %% ../../nbs/data/loading.ipynb #8a86da31
 class Splits:
@@ -114,6 +91,29 @@ class Splits:
         """The published part that a split is cut from."""
         whole = split if split in self.dataset.published else "train"
         return self._open(whole).part
+
+# %% ../../nbs/data/loading.ipynb #d75bb8ab
+class Opened(NamedTuple):
+    """A published part in memory, and the copy that it was read from."""
+
+    part: Part
+    copy: Copy | None  # None for one that is drawn
+
+
+def open_part(name: str, part: str, root: str | Path | None, download: bool) -> Opened:
+    """Draw or read a published part; one that is nowhere to be found is downloaded first, if it may be."""
+    if data_set(name).embedded:
+        return Opened(cut(name, part, deepcopy(drawn(name, part))), copy=None)
+    copy = find(name, part, root)
+    if copy is None and download:
+        fetch(name, root)
+        copy = find(name, part, root)
+    if copy is None:
+        places = ", ".join(map(str, data_roots(root)))
+        raise DataError(
+            f"{name}: no files of its {part} part under {places}. To get them: genbook data fetch {name}"
+        )
+    return Opened(read_decoded(copy), copy)
 
 # %% ../../nbs/data/loading.ipynb #4bc277ed
 def load(

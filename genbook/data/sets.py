@@ -59,6 +59,7 @@ class DataSet:
         return {part: slice(None)}
 
 # %% ../../nbs/data/sets.ipynb #10745862
+#| code-fold: true
 DATASETS: dict[str, DataSet] = {
     dataset.name: dataset
     for dataset in (
