@@ -45,11 +45,18 @@ def reparameterise(
 class LatentModel(Protocol):
     """What the bound asks of a model: an encoder, and a likelihood of images given latents."""
 
-    def encode(self, x: Tensor) -> Iterable[Tensor]:
+    def encode(
+        self,
+        x: Num[Tensor, "batch *shape"],
+    ) -> Iterable[Float[Tensor, "batch latent"]]:
         """Mean and log-variance of q(z|x), both `(B, L)`."""
         ...
 
-    def log_p_x_given_z(self, x: Tensor, z: Tensor) -> Tensor:
+    def log_p_x_given_z(
+        self,
+        x: Num[Tensor, "batch *shape"],
+        z: Float[Tensor, "batch *samples latent"],
+    ) -> Float[Tensor, "batch *samples"]:
         """log p(x|z) in nats: `(B,)` for z `(B, L)`, `(B, K)` for z `(B, K, L)`."""
         ...
 

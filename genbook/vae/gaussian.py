@@ -219,7 +219,7 @@ def bound_figures(
             error, split=split, unit="squared pixels", tolerance=1e-5,
             note=f"a channel, {_SCALE}, {drawn}",
         )  # fmt: skip
-    bits = bits_per_dimension(-nll - kl, model.output_logvar.item())
+    bits = torch.as_tensor(bits_per_dimension(-nll - kl, model.output_logvar.item()))
     metrics["test_elbo_bits"] = runs.mean_metric(bits, split="test", note="from the ELBO", **_BITS)
     return metrics
 
