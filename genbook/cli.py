@@ -5,6 +5,7 @@ __all__ = ['app', 'data_app', 'find_recipe', 'recipes', 'train', 'evaluate', 'sa
            'data_fetch', 'data_check', 'main']
 
 # %% ../nbs/cli.ipynb #9123d01d
+#| code-fold: true
 import dataclasses
 import json
 import shlex
