@@ -36,7 +36,7 @@ def total_variation(
 # %% ../nbs/measures.ipynb #58aa7b67
 def bootstrap(
     statistic: Callable[..., float],
-    *samples: Num[Tensor, "n *row"],
+    *samples: Num[Tensor, "_n *_row"],
     resamples: int = 200,
     seed: int = 0,
 ) -> tuple[float, float, float]:
