@@ -15,8 +15,8 @@ import torch
 
 from genbook import cli, data, families, runs
 from genbook.diffusion import ddpm, probes
-from genbook.gan import critics, wgan
 from genbook.gan import minimax as gan
+from genbook.gan import two_lines, wgan
 from genbook.judges import classifier
 from genbook.randomness import own_randomness
 from genbook.selfsupervised import pretraining, relatives, simsiam
@@ -344,12 +344,12 @@ def test_gradient_descent_ramps_at_the_reports_budget_and_goes_on():
 @pytest.mark.parametrize("name", CRITICS)
 def test_estimates_are_those_of_the_kept_weights(name):
     run = RECORDS[name]
-    recipe, nets = critics.build(run)
+    recipe, nets = two_lines.build(run)
     rows = {row["theta"]: row for row in estimates_of(run)}
     for theta in recipe.kept:
         for objective in recipe.objectives:
             with own_randomness(recipe.seed + 2):
-                found = critics.estimates(
+                found = two_lines.estimates(
                     objective, theta, nets[objective, theta], recipe.eval_samples, recipe.penalty
                 )
             for key, value in found.items():
@@ -359,7 +359,7 @@ def test_estimates_are_those_of_the_kept_weights(name):
 @pytest.mark.parametrize("name", ("critics-lines", "critics-lines-sgd"))
 def test_all_estimates_come_from_what_was_measured(name):
     run = RECORDS[name]
-    rows = critics.final_metrics(run.recipe_as(critics.CriticRecipe), critics.measured(run))[1]
+    rows = two_lines.final_estimates(*two_lines.build(run))
     kept = estimates_of(run)
     assert len(rows) == len(kept) == len(run.recipe["thetas"])
     for row, recorded in zip(rows, kept):
