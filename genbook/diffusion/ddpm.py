@@ -158,7 +158,7 @@ def losses(
 @torch.no_grad()
 def bound_terms(
     model: DDPM,
-    images: UInt8[Tensor, "n 3 32 32"],
+    images: UInt8[Tensor, "n 3 h w"],
     first: int = 1000,
     least: int = 4,
     seed: int = 0,

@@ -476,18 +476,14 @@ def figures(
 
 
 _NO_RETURN = "step from which half of the images return as another digit"
+_SENT_OUT = "diffusion, 3.43 M parameters, noised and brought back"
 _DISTANCE = "kernel distance of samples to test images"
 FAMILY = Family(
     name="probes",
     recipe=ProbesRecipe,
     recipes=RECIPES,
     headlines={
-        _SVHN.name: Headline(
-            "digit_lost",
-            _NO_RETURN,
-            "diffusion, 3.43 M parameters, noised and brought back",
-            digits=0,
-        ),
+        _SVHN.name: Headline("digit_lost", _NO_RETURN, _SENT_OUT, digits=0),
         **{
             f"ddpm-small-t{T}-probes": Headline(
                 f"ancestral_{T}_kernel_distance", _DISTANCE, f"diffusion, sampled in {T:,} steps"

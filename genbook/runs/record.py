@@ -183,6 +183,11 @@ class RunFigures(RunFolder):
         return {key: torch.tensor(values) for key, values in columns.items()}
 
 # %% ../../nbs/runs/record.ipynb #e952e8ae
+def _as_tuple(value):
+    """What JSON made a list of, as a recipe has it."""
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+
+
 class Run(RunFigures):
     """A recorded run: a folder with `run.json`, `metrics.csv`, `samples/` and its weights."""
 
@@ -215,11 +220,7 @@ class Run(RunFigures):
 
         Raises TypeError where the record has a field that the dataclass lacks.
         """
-        fields = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in self.recipe.items()
-            if name != "family"
-        }
+        fields = {name: _as_tuple(value) for name, value in self.recipe.items() if name != "family"}
         return kind(**fields)
 
     def load_into(
