@@ -170,11 +170,11 @@ def linear_probe(
     (x, y), (x_valid, y_valid), (x_test, y_test) = (
         (features.numpy(), labels.numpy()) for features, labels in (train, valid, test)
     )
-    best, chosen = -1.0, None
+    best, chosen = -1.0, 0.0
     for strength in strengths:
         logistic = LogisticRegression(C=strength, max_iter=2000)  # weak penalties take long
         probe = make_pipeline(StandardScaler(), logistic).fit(x, y)
         right = probe.score(x_valid, y_valid)
         if right > best:
-            best, chosen = right, probe
-    return float(best), float(chosen.score(x_test, y_test))
+            best, chosen = right, probe.score(x_test, y_test)
+    return float(best), float(chosen)

@@ -268,7 +268,7 @@ class VAERecipe:
 
         Raises ValueError where the bound is unknown.
         """
-        objectives = {
+        objectives: dict[str, Objective] = {
             "elbo": partial(elbo_objective, kl=self.kl, kl_samples=self.kl_samples, beta=self.beta),
             "iwae": partial(iwae_objective, num_samples=self.samples),
             "unscaled-noise": unscaled_noise_objective,
@@ -416,7 +416,8 @@ def figures(
 
     Each with its standard error over images, which is not an error over seeds.
     """
-    metrics, nats = {}, {"unit": "nats", "tolerance": 0.02}
+    metrics: dict[str, dict] = {}
+    nats: dict[str, Any] = {"unit": "nats", "tolerance": 0.02}
     for split in ("valid", "test"):
         log_likelihood, divergence = elbo_terms_of_images(model, splits[split].images)
         note = "one sample of z an image, analytic KL"

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -196,8 +197,8 @@ def make(
 
 # %% ../../nbs/vae/gaussian.ipynb #5ae85a45
 #| code-fold: true
-_NATS = {"unit": "nats", "tolerance": 0.02}
-_BITS = {"unit": "bits a channel", "tolerance": 1e-4}
+_NATS: dict[str, Any] = {"unit": "nats", "tolerance": 0.02}
+_BITS: dict[str, Any] = {"unit": "bits a channel", "tolerance": 1e-4}
 _SCALE = "on the scale of [-1, 1]"
 
 
