@@ -124,7 +124,7 @@ def black_and_white(
     """Draws of −1 and 1 whose mean is the image, in [−1, 1]."""
     return 2 * torch.bernoulli(show_pixels(x)) - 1
 
-
+# %% ../../nbs/results/comparison.ipynb #b18acf38
 @torch.no_grad()
 def model_images(
     run: runs.Run,
@@ -177,7 +177,7 @@ def seconds_per_1000(
         took.append(time.process_time() - began)
     return 1000 * (took[2] - took[1]) / (n - few)
 
-
+# %% ../../nbs/results/comparison.ipynb #0e76cc00
 def chosen(
     train: UInt8[Tensor, "m1 c h w"],
     valid: UInt8[Tensor, "m2 c h w"],
@@ -374,7 +374,8 @@ class _Figures(dict):
             key, se = f"{name.replace(' ', '_')}_memorised", (p * (1 - p) / n) ** 0.5
             self.put(key, p, se, "of 1", note)
 
-
+# %% ../../nbs/results/comparison.ipynb #f380cec2
+#| code-fold: true
 def final_metrics(
     recipe: ComparisonRecipe,
     found: Mapping[str, Tensor],

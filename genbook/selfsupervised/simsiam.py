@@ -93,8 +93,8 @@ class SimSiam(nn.Module):
 
     def forward(
         self,
-        x1: Float[Tensor, "batch 3 h w"],
-        x2: Float[Tensor, "batch 3 h w"],
+        x1: Float[Tensor, "batch c h w"],
+        x2: Float[Tensor, "batch c h w"],
     ) -> tuple[Float[Tensor, "batch d"], ...]:
         """p1, p2, z1 and z2 of two views; z1 and z2 held still with `stop_gradient`."""
         check_views(self, x1, x2)
@@ -116,7 +116,7 @@ class SimSiam(nn.Module):
         return -0.5 * (self.similarity(p1, z2).mean() + self.similarity(p2, z1).mean())
 
     def training_loss(
-        self, x1: Float[Tensor, "batch 3 h w"], x2: Float[Tensor, "batch 3 h w"]
+        self, x1: Float[Tensor, "batch c h w"], x2: Float[Tensor, "batch c h w"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch d"]]:
         """The loss of two views, and the outputs z1 to keep an eye on."""
         p1, p2, z1, z2 = self(x1, x2)
