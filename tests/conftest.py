@@ -13,7 +13,7 @@ if os.environ.get("GENBOOK_TYPECHECK"):
 
 ROOT = Path(__file__).resolve().parent.parent
 FAST = {  # test files of a few seconds, which `make check` runs
-    "test_book", "test_chapters", "test_elbo", "test_images", "test_likelihoods", "test_measures",
+    "test_book", "test_chapters", "test_descent", "test_elbo", "test_images", "test_likelihoods", "test_measures",
     "test_quality", "test_randomness", "test_readme", "test_representations", "test_views",
 }  # fmt: skip
 

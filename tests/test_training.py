@@ -1,5 +1,7 @@
 """The training loop where a notebook can't test it: kills, interrupts, several processes, bad input."""
 
+import dataclasses
+import inspect
 import json
 import math
 import multiprocessing
@@ -7,19 +9,15 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from genbook import training
+from genbook import descent, players, training
 from genbook.checkpoints import load_checkpoint, stop_on_interrupt
-from genbook.descent import SCHEDULES, epoch_order
 from genbook.players import Player
 from genbook.training import fit
 
@@ -93,11 +91,17 @@ def long_run(checkpoint, seconds, began, steps, result):
     torch.save({"model": done.model.state_dict(), "history": without_seconds(done.history)}, result)
 
 
-def test_thirty_kills_change_nothing(tmp_path):
+@pytest.fixture(scope="module")
+def processes():
+    """Makes processes that need not import torch: they are forks of one that has."""
     context = multiprocessing.get_context("forkserver")
     # Optimisers import torch._dynamo when they are first made: a second a child, were it not there already.
     context.set_forkserver_preload(["torch", "torch._dynamo", "genbook.training", "pytest"])
+    return context
 
+
+def test_thirty_kills_change_nothing(tmp_path, processes):
+    context = processes
     undisturbed = context.Process(
         target=long_run, args=(None, None, None, -1, tmp_path / "undisturbed.pt")
     )
@@ -158,9 +162,14 @@ def interrupted_at(step, objective=noisy):
     return wrapped
 
 
+@pytest.fixture(scope="module")
+def whole():
+    """A run that nobody disturbed."""
+    return fit(network(), noisy, toy(), epochs=3, ema=0.9, **SETTINGS)
+
+
 @pytest.mark.parametrize("step", [1, 5, 8, 13, 24])  # within an epoch, at its end, at the run's end
-def test_interrupted_and_resumed_is_the_undisturbed_run(tmp_path, step):
-    whole = fit(network(), noisy, toy(), epochs=3, ema=0.9, **SETTINGS)
+def test_interrupted_and_resumed_is_the_undisturbed_run(tmp_path, whole, step):
     path = tmp_path / "c.pt"
     part = fit(
         network(), interrupted_at(step), toy(), epochs=3, ema=0.9, checkpoint=path, **SETTINGS
@@ -196,13 +205,21 @@ def pair_players(stop_at=0):
     return [Player("left", interrupted_at(stop_at, left)), Player("right", right, every=3)]
 
 
+GAME = dict(epochs=3, ema=0.9, **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def whole_game():
+    """A game that nobody disturbed."""
+    return fit(pair(), pair_players(), toy(), **GAME)
+
+
 @pytest.mark.parametrize("step", [2, 3, 8, 10])
-def test_interrupted_game_is_resumed(tmp_path, step):
-    settings = dict(epochs=3, ema=0.9, **SETTINGS)
-    whole = fit(pair(), pair_players(), toy(), **settings)
-    part = fit(pair(), pair_players(step), toy(), checkpoint=tmp_path / "c.pt", **settings)
+def test_interrupted_game_is_resumed(tmp_path, whole_game, step):
+    whole = whole_game
+    part = fit(pair(), pair_players(step), toy(), checkpoint=tmp_path / "c.pt", **GAME)
     assert part.step == step and not part.completed
-    rest = fit(pair(), pair_players(), toy(), checkpoint=tmp_path / "c.pt", **settings)
+    rest = fit(pair(), pair_players(), toy(), checkpoint=tmp_path / "c.pt", **GAME)
     assert rest.completed and same(whole.model, rest.model)
     assert without_seconds(whole.history) == without_seconds(rest.history)
     assert {"train_left_loss", "train_half", "train_right_loss", "train_spread"} <= set(
@@ -447,15 +464,6 @@ def test_channels_last_and_labels():
     assert result.history[1]["train_loss"] < result.history[0]["train_loss"]
 
 
-SCRIPT = """
-import json, sys
-import torch
-sys.path.insert(0, {tests!r})
-from test_training import gradient_run
-gradient_run({out!r})
-"""
-
-
 def gradient_run(out):
     """One step of plain gradient descent with learning rate 1, then two epochs of Adam, saved by the main process."""
     torch.set_num_threads(1)
@@ -488,41 +496,28 @@ def gradient_run(out):
         torch.save({"gradient": gradient, "weights": model.state_dict(), "losses": losses}, out)
 
 
-def test_two_processes_have_the_gradient_of_one(tmp_path):
-    gradient_run(str(tmp_path / "one.pt"))
-    (tmp_path / "script.py").write_text(
-        SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path / "two.pt"))
-    )
+def one_of_two(rank, port, out):
+    """What a process does that `accelerate launch --multi_gpu --num_processes 2` started: these variables it sets."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"}
+    gradient_run(out)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_have_the_gradient_of_one(tmp_path, processes):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # "--multi_gpu" is how one asks for several processes; that they compute on the CPU is said to fit().
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += [
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        str(port),
-        str(tmp_path / "script.py"),
-    ]
-    paths = [str(Path(training.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-    }
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
+    out = str(tmp_path / "two.pt")
+    children = [processes.Process(target=one_of_two, args=(rank, port, out)) for rank in (0, 1)]
+    for child in children:
+        child.start()
+    gradient_run(str(tmp_path / "one.pt"))
+    for child in children:
+        child.join(300)
+    assert [child.exitcode for child in children] == [0, 0]
     one, two = (torch.load(tmp_path / f"{name}.pt") for name in ("one", "two"))
     torch.testing.assert_close(two["gradient"], one["gradient"], rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(two["weights"], one["weights"], rtol=1e-4, atol=1e-6)
@@ -532,22 +527,7 @@ def test_two_processes_have_the_gradient_of_one(tmp_path):
     )  # a state a process
 
 
-# Schedules and arguments ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_schedules_stay_in_range(name):
-    factors = [SCHEDULES[name](i / 1000) for i in range(1001)]
-    assert min(factors) >= 0 and max(factors) == pytest.approx(1, abs=1e-4)
-    assert max(abs(a - b) for a, b in zip(factors, factors[1:])) < 0.01
-
-
-def test_order_is_a_permutation_of_seed_and_epoch():
-    order = epoch_order(100, 3, 5)
-    assert torch.equal(order.sort().values, torch.arange(100))
-    assert torch.equal(order, epoch_order(100, 3, 5))
-    assert not torch.equal(order, epoch_order(100, 3, 6))
-    assert not torch.equal(order, epoch_order(100, 5, 3))
+# Arguments ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -601,3 +581,24 @@ def test_weights_are_loaded_without_running_code(tmp_path):
     )
     state = torch.load(path, weights_only=True)
     assert json.dumps(state["fingerprint"])
+
+
+# The shape of the code -----------------------------------------------------------------------------------------------
+
+
+def test_the_loop_can_be_read_at_a_glance():
+    """And `fit` with all that belongs to it is in functions under a hundred lines."""
+    assert len(inspect.getsource(training.descend).splitlines()) < 60
+    for module in (training, descent, players):
+        for name in module.__all__:
+            if callable(made := getattr(module, name)) and hasattr(made, "__module__"):
+                assert len(inspect.getsource(made).splitlines()) <= 100, name
+
+
+def test_the_plan_is_the_core_of_the_fingerprint(tmp_path):
+    path = tmp_path / "c.pt"
+    fit(network(), noisy, toy(), epochs=1, checkpoint=path, fingerprint={"a": 1}, **SETTINGS)
+    settings = {name: value for name, value in SETTINGS.items() if name != "progress"}
+    plan = descent.Plan(epochs=1, **settings)
+    stored = load_checkpoint(path)["fingerprint"]
+    assert dataclasses.asdict(plan).items() <= stored.items() and stored["fingerprint.a"] == 1
