@@ -8,13 +8,12 @@ import pytest
 
 from genbook.book.shapes import execute_shapes
 
-if os.environ.get("GENBOOK_TYPECHECK"):
-    execute_shapes()  # before a test imports the package: what signatures say of shapes is executed
+execute_shapes()  # before a test imports the package: what signatures say of shapes is executed
 
 ROOT = Path(__file__).resolve().parent.parent
 FAST = {  # test files of a few seconds, which `make check` runs
-    "test_book", "test_chapters", "test_descent", "test_elbo", "test_images", "test_likelihoods", "test_measures",
-    "test_quality", "test_randomness", "test_readme", "test_representations", "test_views",
+    "test_book", "test_chapters", "test_descent", "test_diffusion", "test_elbo", "test_likelihoods",
+    "test_quality", "test_readme", "test_unet",
 }  # fmt: skip
 
 
