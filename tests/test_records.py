@@ -6,6 +6,7 @@ the estimates of log p(x), thousands of decoded images for each, on the first im
 
 import csv
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -15,8 +16,7 @@ import torch
 
 from genbook import cli, data, families, runs
 from genbook.diffusion import ddpm, probes
-from genbook.gan import minimax as gan
-from genbook.gan import two_lines, wgan
+from genbook.gan import two_lines
 from genbook.judges import classifier
 from genbook.randomness import own_randomness
 from genbook.selfsupervised import pretraining, relatives, simsiam
@@ -52,25 +52,30 @@ def record(name):
     return RECORDS[name]
 
 
-@pytest.fixture(scope="module")
-def images():
-    """The images of a split of a record's data, the very ones it was made from."""
+@functools.cache
+def splits_of(name):
+    """A data set, read once and hashed once for all records that are of it."""
+    return data.Splits(name, download=False)
+
+
+def images(run, split):
+    """The images of a split of a record's data, the very ones it was made from, or a skip that says why not."""
     if not os.environ.get("GENBOOK_DATA"):
         pytest.skip("GENBOOK_DATA is not set: no real data to compute the figures on")
-    opened = {}
+    splits = splits_of(run.recipe["data"])
+    try:
+        digest = splits.digest(split)
+    except data.DataError as error:
+        pytest.skip(f"no data: {error}")
+    if digest != run.record["data"]["splits"][split]["sha256"]:
+        pytest.skip(f"the {split} images of {splits.name} at hand are not those of the record")
+    return splits[split].images
 
-    def load(run, split):
-        name = run.recipe["data"]
-        splits = opened.setdefault(name, data.Splits(name, download=False))
-        try:
-            at_hand = splits.digest(split)
-        except data.DataError as error:
-            pytest.skip(f"no data: {error}")
-        if at_hand != run.record["data"]["splits"][split]["sha256"]:
-            pytest.skip(f"the {split} images of {name} at hand are not those of the record")
-        return splits[split].images
 
-    return load
+@functools.cache
+def built(name):
+    """A record's recipe and model, read once for all that is computed with it."""
+    return families.family_of(RECORDS[name]).build(RECORDS[name])
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -173,12 +178,17 @@ def test_curve_ends_at_the_figure(name):
 # From the weights
 
 
+@functools.cache
+def terms(name, split):
+    """The two terms of the bound of a binary VAE for each image of a split."""
+    return vae.elbo_terms_of_images(built(name)[1], images(RECORDS[name], split))
+
+
 @pytest.mark.parametrize("name", BINARY)
-def test_bounds_are_those_of_the_weights(name, images):
+def test_bounds_are_those_of_the_weights(name):
     run = RECORDS[name]
-    _, model = vae.build(run)
     for split in ("valid", "test"):
-        log_likelihood, divergence = vae.elbo_terms_of_images(model, images(run, split))
+        log_likelihood, divergence = terms(name, split)
         for figure, values in (
             (f"{split}_elbo", log_likelihood - divergence),
             (f"{split}_kl", divergence),
@@ -194,16 +204,16 @@ def test_bounds_are_those_of_the_weights(name, images):
 @pytest.mark.parametrize(
     "name", [name for name in BINARY if RECORDS[name].recipe["bound"] != "unscaled-noise"]
 )
-def test_log_likelihood_is_that_of_the_weights(name, images):
+def test_log_likelihood_is_that_of_the_weights(name):
     """The first images of the test set: their mean gap between log p(x) and the bound is the record's, within five standard errors.
 
     The gap varies less from image to image than either of the two. The errata trained on another objective are left to `genbook
     evaluate`: without a proper bound a few images decide their means.
     """
     run = RECORDS[name]
-    recipe, model = vae.build(run)
+    recipe, model = built(run.name)
     test = images(run, "test")
-    log_likelihood, divergence = vae.elbo_terms_of_images(model, test)
+    log_likelihood, divergence = terms(name, "test")
     some = test[: max(30, min(300, 60_000 // recipe.eval_samples))]
     with own_randomness(0), torch.no_grad():
         log_px = importance_log_likelihood(model, some, recipe.eval_samples)
@@ -266,9 +276,9 @@ def test_portrait_is_whole(name):
 
 
 @pytest.mark.parametrize("name", COLOUR)
-def test_bounds_of_colour_images_are_those_of_the_weights(name, images):
+def test_bounds_of_colour_images_are_those_of_the_weights(name):
     run = RECORDS[name]
-    _, model = gaussian_vae.build(run)
+    _, model = built(run.name)
     for split in ("valid", "test"):
         nll, kl, error = gaussian_vae.terms_of_images(model, images(run, split))
         figures = {"elbo": -nll - kl, "nll": nll, "kl": kl, "mse": error}
@@ -279,10 +289,10 @@ def test_bounds_of_colour_images_are_those_of_the_weights(name, images):
 
 
 @pytest.mark.parametrize("name", COLOUR)
-def test_log_likelihood_of_colour_images_is_that_of_the_weights(name, images):
+def test_log_likelihood_of_colour_images_is_that_of_the_weights(name):
     """The first images of the test set: their mean gain over the bound is the record's, within five standard errors."""
     run = RECORDS[name]
-    recipe, model = gaussian_vae.build(run)
+    recipe, model = built(run.name)
     some = images(run, "test")[:250]  # the first batch of the bound: the same noise
     nll, kl, _ = gaussian_vae.terms_of_images(model, some)
     with own_randomness(0):
@@ -296,9 +306,9 @@ def test_log_likelihood_of_colour_images_is_that_of_the_weights(name, images):
 
 
 @pytest.mark.parametrize("name", COLOUR)
-def test_active_latents_are_those_of_the_weights(name, images):
+def test_active_latents_are_those_of_the_weights(name):
     run = RECORDS[name]
-    _, model = gaussian_vae.build(run)
+    _, model = built(run.name)
     means, _ = gaussian_vae.posteriors_of(model, images(run, "test"))
     assert (means.var(0) > gaussian_vae.ACTIVE).sum() == run.figure("active_units")
 
@@ -344,7 +354,7 @@ def test_gradient_descent_ramps_at_the_reports_budget_and_goes_on():
 @pytest.mark.parametrize("name", CRITICS)
 def test_estimates_are_those_of_the_kept_weights(name):
     run = RECORDS[name]
-    recipe, nets = two_lines.build(run)
+    recipe, nets = built(run.name)
     rows = {row["theta"]: row for row in estimates_of(run)}
     for theta in recipe.kept:
         for objective in recipe.objectives:
@@ -359,7 +369,7 @@ def test_estimates_are_those_of_the_kept_weights(name):
 @pytest.mark.parametrize("name", ("critics-lines", "critics-lines-sgd"))
 def test_all_estimates_come_from_what_was_measured(name):
     run = RECORDS[name]
-    rows = two_lines.final_estimates(*two_lines.build(run))
+    rows = two_lines.final_estimates(*built(name))
     kept = estimates_of(run)
     assert len(rows) == len(kept) == len(run.recipe["thetas"])
     for row, recorded in zip(rows, kept):
@@ -388,13 +398,11 @@ def test_gan_draws_all_digits_though_not_evenly():
     assert run.record["device"]["kind"] == "cpu" and run.record["seconds"] < 2 * 3600
 
 
-@pytest.mark.parametrize(
-    ("name", "module"), [("gan-mnist", gan), ("wgan-svhn", wgan), ("svhn-classifier", classifier)]
-)
-def test_figures_are_those_of_the_weights(images, name, module):
+@pytest.mark.parametrize("name", ("gan-mnist", "wgan-svhn", "svhn-classifier"))
+def test_figures_are_those_of_the_weights(name):
     run = record(name)
     images(run, "test")  # or a skip
-    again = module.evaluate(run)
+    again = families.family_of(run).figures(*built(name), splits_of(run.recipe["data"]))
     assert again.keys() == run.record["metrics"].keys()
     for key, metric in run.record["metrics"].items():
         assert abs(again[key]["value"] - metric["value"]) <= metric["tolerance"], key
@@ -438,10 +446,10 @@ def test_judge_is_right_often_enough():
 
 
 @pytest.mark.parametrize("name", DIFFUSION)
-def test_noise_is_predicted_as_recorded(images, name):
+def test_noise_is_predicted_as_recorded(name):
     """The losses, and the first term of the bound, from the weights; the whole bound is `genbook evaluate`'s."""
     run = RECORDS[name]
-    recipe, model = ddpm.build(run)
+    recipe, model = built(run.name)
     test = images(run, "test")
     found = ddpm.losses(model, test[: recipe.eval_images], recipe.seed)
     metric = run.record["metrics"]["test_loss"]
@@ -498,9 +506,9 @@ def test_figures_are_those_of_what_was_measured(name):
 @pytest.mark.parametrize("name", PROBES)
 def test_drawn_images_are_those_of_the_weights(name):
     """The judge says of images that are drawn again what it said of those of the record, nearly: they are made in half precision."""
-    recipe, found = probes.build(RECORDS[name])
-    _, model = ddpm.build(record(recipe.model))
-    _, judge = classifier.build(record(recipe.judge))
+    recipe, found = built(name)
+    _, model = built(record(recipe.model).name)
+    _, judge = built(record(recipe.judge).name)
     sampler, steps = min(recipe.samplers, key=lambda each: each[1])
     steps = int(steps)
     with torch.autocast("cpu", torch.bfloat16):
@@ -530,10 +538,10 @@ def test_figures_of_representations_are_those_of_what_was_kept(name):
     assert family.evaluate(RECORDS[name]) == RECORDS[name].record["metrics"]
 
 
-def test_the_monitor_sees_what_it_saw(images):
+def test_the_monitor_sees_what_it_saw():
     """Of the default run, whose weights are kept, on the test images of the record; its kNN is for `genbook evaluate`, which takes minutes."""
     run = record("simsiam-cifar10")
-    recipe, model = simsiam.build(run)
+    recipe, model = built(run.name)
     some = images(run, "test")[: recipe.monitored]
     z1, z2 = pretraining.views_of(model, some, Augmentation(), seed=recipe.seed)
     seen = pretraining.monitored(pretraining.monitor(z1, z2))
