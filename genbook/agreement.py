@@ -8,21 +8,20 @@ __all__ = ['other_images', 'verdict', 'compare', 'unchecked']
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from . import data
+from .data import Splits
 from .families import family_of
 from .runs import Run
 
 # %% ../nbs/agreement.ipynb #7bf0b169
 def other_images(
     run: Run,
-    data_root: Path | None = None,  # where data sets are looked for first
+    at_hand: Splits,
 ) -> set[str]:
     """The splits whose images at hand are not those that a record's figures are of.
 
     Raises DataError where the data are not at hand.
     """
     recorded = run.record["data"]
-    at_hand = data.Splits(recorded["name"], data_root, download=False)
     measured = {metric["split"] for metric in run.record["metrics"].values()}
     return {
         split
@@ -47,6 +46,7 @@ def verdict(
 def compare(
     run: Run,
     data_root: Path | None = None,  # where data sets are looked for first
+    opened: dict[str, Splits] | None = None,  # data sets that are open already; this one is added
 ) -> list[dict]:
     """Each figure of a record beside the recomputed one, with the verdict, a row each.
 
@@ -54,12 +54,14 @@ def compare(
         DataError: the data are not at hand; `unchecked` has the rows that say so.
         ValueError, KeyError, OSError: the record cannot be evaluated.
     """
-    metrics, other = run.record["metrics"], other_images(run, data_root)
-    metrics_again = family_of(run).evaluate(run, data_root)
-    again = {key: metric["value"] for key, metric in metrics_again.items()}
+    name, opened = run.record["data"]["name"], {} if opened is None else opened
+    at_hand = opened.setdefault(name, Splits(name, data_root, download=False))
+    other, family = other_images(run, at_hand), family_of(run)
+    found = family.figures(*family.build(run), None if family.drawn else at_hand)
+    again = {key: metric["value"] for key, metric in found.items()}
     return [
         _row(run, key, again.get(key), verdict(metric, again, key, other))
-        for key, metric in metrics.items()
+        for key, metric in run.record["metrics"].items()
     ]
 
 

@@ -24,6 +24,7 @@ from . import runs, training
 from .checkpoints import check_fingerprint, load_checkpoint, save_checkpoint
 from .data import Splits
 from .randomness import own_randomness
+from .recipes import look_up
 
 # %% ../nbs/families.ipynb #08d26f2d
 class Recipe(Protocol):
@@ -311,24 +312,6 @@ FAMILIES: dict[str, str] = {  # name -> the module that ends with its FAMILY
 }
 
 
-class _Before(Family):
-    """A module that does not end with its FAMILY yet, as one; goes when the last one does."""
-
-    def __init__(self, name: str, module: Any):
-        recipe = type(list(module.RECIPES.values())[-1])
-        super().__init__(name, recipe, module.RECIPES, {}, module.train, module.evaluate)
-        vars(self).update(module=module, build=module.build, evaluate=module.evaluate)
-
-    def train(self, recipe: Any, job: Job) -> runs.Run | None:
-        how = {name: getattr(job, name) for name in ("data_root", "device", "resume", "progress")}
-        return self.module.train(recipe, out=job.out, **how)
-
-    def sample(self, run: runs.Run, n: int, seed: int = 0) -> Tensor:
-        if not hasattr(self.module, "sample"):
-            raise ValueError(f"{run.name} draws no images")
-        return self.module.sample(run, n, seed)
-
-
 @cache
 def family(
     name: str,
@@ -336,15 +319,9 @@ def family(
     """The family of that name.
 
     Raises:
-        ValueError: no such family.
+        ValueError: no such family; the nearest name is offered.
     """
-    if name not in FAMILIES:
-        raise ValueError(f"no family is called {name!r}; there are {', '.join(FAMILIES)}")
-    try:
-        module = importlib.import_module(FAMILIES[name])
-    except ModuleNotFoundError:
-        module = importlib.import_module("genbook.gan.critics")
-    return module.FAMILY if hasattr(module, "FAMILY") else _Before(name, module)
+    return importlib.import_module(FAMILIES[look_up(name, FAMILIES, "family")]).FAMILY
 
 
 def all_recipes() -> dict[str, tuple[Family, Any]]:
