@@ -233,11 +233,12 @@ def evaluate(
         raise ValueError("evaluate takes either the name of a run or --all")
     chosen = runs.all_runs() if run is None else [runs.Run.open(run)]
     rows, failed = [], False
+    opened: dict[str, data.Splits] = {}
     for each in chosen:
         if sys.stderr.isatty():
             tell(f"{each.name} ...", "dim")
         try:
-            rows += agreement.compare(each, data_root)
+            rows += agreement.compare(each, data_root, opened)
         except data.DataError as error:
             tell(f"{each.name}: not checked, for want of data: {error}", "yellow")
             rows += agreement.unchecked(each)
