@@ -20,7 +20,7 @@ def test_results_are_those_of_the_records():
         r"<!-- scoreboard -->\n(.*?)\n<!-- /scoreboard -->", README.read_text(), flags=re.DOTALL
     )[1]
     assert table == scoreboard.markdown(scoreboard.rows()), "run `make export`"
-    assert table.count("\n") >= 2 + len(scoreboard.HEADLINES) - 1
+    assert table.count("\n") >= 2 + len(scoreboard.headlines()) - 1
 
 
 def test_commands_exist():
@@ -46,6 +46,6 @@ def test_named_recipes_exist():
 
 def test_every_record_has_a_headline():
     names = {path.parent.name for path in runs_root().glob("*/run.json")}
-    assert names == set(scoreboard.HEADLINES), (
+    assert names == set(scoreboard.headlines()), (
         "each record has a row in the scoreboard, and each row a record"
     )
