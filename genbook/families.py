@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -40,11 +40,17 @@ class Recipe(Protocol):
         ...
 
 
+if TYPE_CHECKING:
+    Folder = Path
+else:
+    Folder = Path | str
+
+
 @dataclass(frozen=True)
 class Job:
     """How to run a recipe, as opposed to what to run."""
 
-    out: Path  # the folder of the run
+    out: Folder  # of the run; a text is made a path
     data_root: Path | None = None  # where data sets are looked for first
     device: str | None = None  # "cpu", "cuda", "mps"; the best there is where None
     resume: bool = True  # go on from the checkpoint in the folder where there is one
