@@ -407,7 +407,7 @@ def _data_row(dataset: Any, data_root: Path | None) -> dict:
         "licence": dataset.licence,
     }
 
-
+# %% ../nbs/cli.ipynb #fetchcheck2
 @data_app.command("fetch")
 def data_fetch(
     name: Annotated[str, _DATA],

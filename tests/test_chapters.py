@@ -19,14 +19,6 @@ MODULES = {
 WORDS = 12  # a label of a figure may have as many; what has more is a sentence
 CELL, FUNCTION, MODULE, CHECK = 80, 100, 500, 20  # lines
 
-KNOWN = (ROOT / "tests/known_exceptions.txt").read_text().split()
-
-
-@pytest.fixture(autouse=True)
-def _known(request):
-    if request.node.name in KNOWN:
-        request.applymarker(pytest.mark.xfail(reason="not yet"))
-
 
 def code_cells(path: Path):
     """Of each code cell its number, its directives, its text and its syntax tree."""
