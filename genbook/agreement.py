@@ -54,10 +54,12 @@ def compare(
         DataError: the data are not at hand; `unchecked` has the rows that say so.
         ValueError, KeyError, OSError: the record cannot be evaluated.
     """
-    name, opened = run.record["data"]["name"], {} if opened is None else opened
-    at_hand = opened.setdefault(name, Splits(name, data_root, download=False))
-    other, family = other_images(run, at_hand), family_of(run)
-    found = family.figures(*family.build(run), None if family.drawn else at_hand)
+    family, at_hand = family_of(run), None
+    if not family.drawn:
+        name, opened = run.record["data"]["name"], {} if opened is None else opened
+        at_hand = opened.setdefault(name, Splits(name, data_root, download=False))
+    other = set() if at_hand is None else other_images(run, at_hand)
+    found = family.figures(*family.build(run), at_hand)
     again = {key: metric["value"] for key, metric in found.items()}
     return [
         _row(run, key, again.get(key), verdict(metric, again, key, other))
