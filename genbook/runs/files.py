@@ -80,7 +80,7 @@ def write_metrics(
     return write_atomic(path, text.getvalue())
 
 
-def _as_field(value: float) -> str:
+def _as_field(value: float | str | None) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return format(value, ".8g") if isinstance(value, float) else str(value)
