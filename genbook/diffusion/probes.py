@@ -188,6 +188,7 @@ class ProbesRecipe:
         """The same on toy house numbers and the toy model: few images, few steps."""
         return dataclasses.replace(
             self,
+            precision="fp32",  # fast on every processor
             model="ddpm-toy",
             data="toy_house_numbers",
             samplers=(("ddim", 2), ("adams", 2)),

@@ -215,6 +215,7 @@ def train_classifier(
     labels: Integer[Tensor, "n"],
     seed: int = 0,
     epochs: int = 5,
+    precision: str = "bf16",
 ) -> DigitClassifier:
     """A classifier of digits, trained for some epochs on levels from 0 to 255."""
     with own_randomness(seed):
@@ -228,7 +229,7 @@ def train_classifier(
         lr=2e-3,
         schedule="one-cycle",
         seed=seed,
-        precision="bf16",
+        precision=precision,
         device="cpu",
         progress=False,
     )
@@ -265,7 +266,12 @@ class GANRecipe:
     def smoke(self) -> "GANRecipe":
         """The same recipe on toy digits: two short epochs and few samples."""
         return dataclasses.replace(
-            self, data="toy_digits", epochs=2, sample_epochs=(0, 2), eval_samples=500
+            self,
+            precision="fp32",
+            data="toy_digits",
+            epochs=2,
+            sample_epochs=(0, 2),
+            eval_samples=500,
         )
 
     def model(self) -> GAN:
@@ -400,7 +406,7 @@ def make(recipe: GANRecipe, job: Job, splits: Splits) -> Made | None:
     assert labels is not None
     images = as_levels(images, splits.white)
     if not (job.resume and job.checkpoint.exists()):
-        trained = train_classifier(images, labels, seed=recipe.seed)
+        trained = train_classifier(images, labels, seed=recipe.seed, precision=recipe.precision)
         runs.save_weights(job.out / "classifier.safetensors", trained)
     classifier = build_classifier(job.out)
 

@@ -228,7 +228,12 @@ class WGANRecipe:
     def smoke(self) -> "WGANRecipe":
         """The same recipe on toy house numbers, narrow and for one short epoch."""
         return dataclasses.replace(
-            self, data="toy_house_numbers", width=16, epochs=1, sample_steps=(0, 10)
+            self,
+            precision="fp32",
+            data="toy_house_numbers",
+            width=16,
+            epochs=1,
+            sample_steps=(0, 10),
         )
 
     def model(self) -> WGAN:

@@ -144,7 +144,9 @@ class ClassifierRecipe:
 
     def smoke(self) -> "ClassifierRecipe":
         """The same recipe on toy house numbers, narrow and for two short epochs."""
-        return dataclasses.replace(self, data="toy_house_numbers", width=8, epochs=2, batch_size=32)
+        return dataclasses.replace(
+            self, precision="fp32", data="toy_house_numbers", width=8, epochs=2, batch_size=32
+        )
 
     def model(self) -> Classifier:
         """The untrained model, its weights drawn from the seed."""

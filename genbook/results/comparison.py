@@ -66,7 +66,9 @@ class ComparisonRecipe:
         """The same with few images, judged against toy data."""
         toy = "toy_digits" if self.data == "mnist" else "toy_house_numbers"
         sets = tuple(name.replace("ddpm-svhn-compact", "ddpm-toy") for name in self.sets)
-        return dataclasses.replace(self, data=toy, sets=sets, samples=40, resamples=20)
+        return dataclasses.replace(
+            self, precision="fp32", data=toy, sets=sets, samples=40, resamples=20
+        )
 
     def reference(self, name: str) -> str:
         """The set of test images that a set is compared with."""
