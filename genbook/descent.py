@@ -157,7 +157,10 @@ def make_accelerator(
 
 # %% ../nbs/descent.ipynb #c88d4c7a
 class Batches:
-    """The data on the device, cut into batches; of several processes each sees its share."""
+    """The data on the device, cut into batches; of several processes each sees its share.
+
+    Raises ValueError where the processes cannot share a batch evenly.
+    """
 
     def __init__(
         self,

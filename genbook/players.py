@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .descent import unknown_name
@@ -95,7 +96,7 @@ class Mover:
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base if group.get("fix_lr") else base * factor
 
-    def note(self, step: int, loss: Tensor, metrics: Mapping[str, Tensor]) -> None:
+    def note(self, step: int, loss: Float[Tensor, ""], metrics: Mapping[str, Tensor]) -> None:
         """Keep what was reported in a step."""
         if not self.names:
             self.names = [f"{self.prefix}loss", *metrics]

@@ -138,7 +138,10 @@ class State:
 
 # %% ../nbs/training.ipynb #f435c660
 class Keeper:
-    """Saves a state in time, and keeps the time."""
+    """Saves a state in time, and keeps the time.
+
+    Raises ValueError where `seconds` is below 0.
+    """
 
     def __init__(
         self,

@@ -101,7 +101,10 @@ class Opened(NamedTuple):
 
 
 def open_part(name: str, part: str, root: str | Path | None, download: bool) -> Opened:
-    """Draw or read a published part; one that is nowhere to be found is downloaded first, if it may be."""
+    """Draw or read a published part; one that is nowhere to be found is downloaded first, if it may be.
+
+    Raises DataError where it may not be.
+    """
     if data_set(name).embedded:
         return Opened(cut(name, part, deepcopy(drawn(name, part))), copy=None)
     copy = find(name, part, root)

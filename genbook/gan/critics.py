@@ -95,8 +95,13 @@ def _check_samples(x: Tensor, y: Tensor) -> None:
         )
 
 
-def raw_scores(critic: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """One score for each sample; float32 at the least, `(B,)`."""
+def raw_scores(
+    critic: Callable[[Tensor], Tensor], x: Float[Tensor, "batch *features"]
+) -> Float[Tensor, "batch"]:
+    """One score for each sample; float32 at the least.
+
+    Raises ValueError where the critic gives another number of scores.
+    """
     score = critic(x)
     if score.ndim == 0 or len(score) != len(x) or score.numel() != len(x):
         raise ValueError(
