@@ -269,8 +269,7 @@ def imported(unpacked) -> dict[str, tuple[str, set[str]]]:
         "divergences",
         "data",
         "training",
-        "vae.elbo",
-        "vae.importance",
+        "families",
     ]
     rest = [name for name in [*PARTS, *MODULES] if name not in light]
     names = ["genbook", *(f"genbook.{name}" for name in light + rest)]
