@@ -33,9 +33,7 @@ from ..viz import to_png
 ACTIVATIONS = {"elu": nn.ELU, "relu": nn.ReLU, "silu": nn.SiLU}
 
 
-def activation_layer(
-    name: str,
-) -> type[nn.Module]:
+def activation_layer(name: str) -> type[nn.Module]:
     """The layer of that name in `ACTIVATIONS`; ValueError where there is none."""
     if name not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
