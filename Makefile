@@ -48,7 +48,7 @@ $(VENV)/lock.stamp: requirements.lock | $(VENV)/python.stamp
 $(VENV)/package.stamp: settings.ini setup.py pyproject.toml $(VENV)/lock.stamp
 	@echo "== environment: genbook itself, editable"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@if [ -d .git ]; then PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_install_hooks >/dev/null || true; fi # git merges notebooks cell by cell
+	@if [ -d .git ]; then $(BIN)/python .ci/hooks; fi
 	@touch $@
 
 # Every cell of every chapter runs here, a cell that raises fails the build, and shapes in signatures are compared with what

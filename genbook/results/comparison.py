@@ -234,8 +234,8 @@ class Sets:
     recipe: ComparisonRecipe
     models: Mapping[str, runs.Run]  # by name
     judge: nn.Module
-    levels: Mapping[str, UInt8[Tensor, "n c h w"]]  # of whole splits
-    real: Mapping[str, UInt8[Tensor, "n c h w"]]  # chosen at random, as `chosen` names them
+    levels: Mapping[str, UInt8[Tensor, "_ c h w"]]  # of whole splits
+    real: Mapping[str, UInt8[Tensor, "_ c h w"]]  # chosen at random, as `chosen` names them
 
     def halved(self) -> torch.autocast:
         """Matrix products in bfloat16 where the recipe says so."""

@@ -112,7 +112,7 @@ def predictor(dim: int, pred_dim: int) -> nn.Sequential:
 
 
 def check_views(
-    model: nn.Module, x1: Float[Tensor, "batch 3 h w"], x2: Float[Tensor, "batch 3 h w"]
+    model: nn.Module, x1: Float[Tensor, "batch c h w"], x2: Float[Tensor, "batch c h w"]
 ) -> None:
     """Raise a ValueError for views of different shapes, or too few for BatchNorm."""
     if x1.shape != x2.shape or x1.ndim != 4:

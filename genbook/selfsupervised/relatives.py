@@ -142,7 +142,7 @@ class Twins(nn.Module):
         self.criterion = criterion
 
     def training_loss(
-        self, x1: Float[Tensor, "batch 3 h w"], x2: Float[Tensor, "batch 3 h w"]
+        self, x1: Float[Tensor, "batch c h w"], x2: Float[Tensor, "batch c h w"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch d"]]:
         """The loss of two views, and the outputs z1 to keep an eye on."""
         check_views(self, x1, x2)
@@ -184,7 +184,7 @@ class BYOL(nn.Module):
             slow.lerp_(fast, 1 - self.momentum)
 
     def training_loss(
-        self, x1: Float[Tensor, "batch 3 h w"], x2: Float[Tensor, "batch 3 h w"]
+        self, x1: Float[Tensor, "batch c h w"], x2: Float[Tensor, "batch c h w"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch d"]]:
         """The loss of two views, in [−1, 1], and the outputs z1 to keep an eye on.
 
