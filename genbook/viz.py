@@ -10,7 +10,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+from typing import Any, SupportsFloat, TypeAlias
 
 import matplotlib
 import numpy as np
@@ -353,10 +353,10 @@ def _draw_level(ax: Axes, name: str, level: float) -> None:
 
 # %% ../nbs/viz.ipynb #a92aa18f
 def bars(
-    values: Mapping[str, float],
+    values: Mapping[str, SupportsFloat],
     ylabel: str = "",
     *,
-    errors: Mapping[str, float] | None = None,
+    errors: Mapping[str, SupportsFloat] | None = None,
     xlabel: str = "",
     title: str = "",
     ylim: tuple[float | None, float | None] | None = None,

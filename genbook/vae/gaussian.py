@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from .. import runs
@@ -295,7 +295,7 @@ def figures(
 def latent_profile(
     model: GaussianVAE,
     images: UInt8[Tensor, "n 3 32 32"],
-    labels: UInt8[Tensor, "n"],
+    labels: Int64[Tensor, "n"],
 ) -> list[dict[str, float]]:
     """A row for each latent: KL, variance of the posterior mean, mean variance, class means."""
     means, variances = posteriors_of(model, images)
