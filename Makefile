@@ -51,12 +51,12 @@ $(VENV)/package.stamp: settings.ini setup.py pyproject.toml $(VENV)/lock.stamp
 	@if [ -d .git ]; then $(BIN)/python .ci/hooks; fi
 	@touch $@
 
-# Every cell of every chapter runs here, a cell that raises fails the build, and shapes in signatures are compared with what
-# happens. Outputs stay cached as long as nothing changes that a chapter depends on. Sphinx reports a page's warnings only
+# Every cell of every chapter runs here, and a cell that raises fails the build; with GENBOOK_TYPECHECK=1 in the environment,
+# shapes in signatures are compared with what happens. Outputs stay cached as long as nothing changes that a chapter depends on. Sphinx reports a page's warnings only
 # when it reads that page: after a failure the next build must read all again.
 book: $(VENV)/package.stamp
 	@echo "== site: run the notebooks that changed, make the pages"
-	@GENBOOK_TYPECHECK=1 $(BIN)/jupyter-book build nbs --config _config.yml --toc $(CURDIR)/_toc.yml --path-output . -W -n --keep-going 2>&1 \
+	@$(BIN)/jupyter-book build nbs --config _config.yml --toc $(CURDIR)/_toc.yml --path-output . -W -n --keep-going 2>&1 \
 	  | { grep -v "Kernel is running over TCP" || true; } \
 	  || { rm -rf _build/.doctrees; echo "The site did not build: the warnings above are errors." >&2; exit 1; }
 	@echo "The site is in $(SITE): open $(SITE)/index.html"

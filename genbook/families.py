@@ -135,7 +135,8 @@ class Family:
         if (of := run.recipe["family"]) != self.name:
             raise ValueError(f"{run.name} is a record of the family {of}, not of {self.name}")
         recipe = run.recipe_as(self.recipe)
-        return recipe, _load(self, recipe, run.weights)
+        with own_randomness(recipe.seed):  # to open a record changes no chance
+            return recipe, _load(self, recipe, run.weights)
 
     def evaluate(self, run: runs.Run, data_root: Path | None = None) -> dict[str, dict]:
         """The final metrics of a recorded run, computed again from what it keeps."""

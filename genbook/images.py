@@ -24,8 +24,8 @@ def scale_pixels(
 
 
 def show_pixels(
-    x: Float[Tensor, "*batch c h w"],
-) -> Float[Tensor, "*batch c h w"]:
+    x: Float[Tensor, "*shape"],
+) -> Float[Tensor, "*shape"]:
     """Pixels from −1 to 1 as a screen wants them: in [0, 1], the rest cut off."""
     return (0.5 * (x + 1)).clamp(0, 1)
 

@@ -264,7 +264,6 @@ def imported(unpacked) -> dict[str, tuple[str, set[str]]]:
         "book",
         "cli",
         "results",
-        "results.scoreboard",
         "likelihoods",
         "divergences",
         "data",
@@ -287,7 +286,7 @@ def test_imports_are_light(imported):
     """No pyplot, no network client and no reader of data files comes with the package; without torch its parts that need none."""
     without_torch = {
         "genbook",
-        *(f"genbook.{name}" for name in ("book", "cli", "results", "results.scoreboard")),
+        *(f"genbook.{name}" for name in ("book", "cli", "results")),
         *(name for name in imported if name.split(".")[1:2] == ["runs"]),
     }
     with_figures = [name for name in imported if "matplotlib" in imported[name][1]]

@@ -25,7 +25,7 @@ from ..divergences import kl_gaussian_gaussian_analytic
 from ..families import Family, Headline, Job, Made, fit_recipe
 from ..likelihoods import log_likelihood_bernoulli_logits
 from ..randomness import own_randomness
-from .elbo import elbo_terms
+from .elbo import LatentModel, elbo_terms
 from .importance import importance_log_likelihood, iwae_bound
 from ..viz import to_png
 
@@ -189,8 +189,8 @@ def iwae_objective(
 
 
 def unscaled_noise_objective(
-    model: BernoulliVAE,
-    batch: Num[Tensor, "batch c h w"],
+    model: LatentModel,
+    batch: Num[Tensor, "batch *shape"],
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """An erratum: the bound with the noise scaled by log σ², z = μ + ε·logvar."""
     mu, logvar = model.encode(batch)
