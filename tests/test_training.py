@@ -433,7 +433,8 @@ def test_a_line_an_epoch_without_a_terminal(capsys):
 # Precision, devices, processes ----------------------------------------------------------------------------------------
 
 
-def test_bf16_keeps_float32_weights():
+def test_bf16_keeps_float32_weights(monkeypatch):
+    monkeypatch.setattr("genbook.descent.has_bf16", lambda device: True)  # slow where it is not so
     types = []
 
     def objective(model, batch):
@@ -447,6 +448,20 @@ def test_bf16_keeps_float32_weights():
     )
     assert half.history[-1]["train_loss"] == pytest.approx(full.history[-1]["train_loss"], rel=0.02)
     assert half.history[-1]["train_loss"] != full.history[-1]["train_loss"]
+
+
+def test_without_instructions_for_bf16_products_are_in_float32(monkeypatch):
+    monkeypatch.setattr("genbook.descent.has_bf16", lambda device: False)
+    full = fit(network(), plain, toy(), epochs=3, **SETTINGS)
+    asked = fit(network(), plain, toy(), epochs=3, precision="bf16", **SETTINGS)
+    assert [row["train_loss"] for row in asked.history] == [
+        row["train_loss"] for row in full.history
+    ]
+    with descent.in_precision("bf16"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    monkeypatch.setattr("genbook.descent.has_bf16", lambda device: True)
+    with descent.in_precision("bf16"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
 
 
 def test_channels_last_and_labels():

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from .. import runs
 from ..data import Splits
+from ..descent import in_precision
 from .ddpm import DDPM
 from .sampling import denoise_from, sample_adams, sample_ddim
 from .unet import UNet
@@ -273,8 +274,7 @@ class _Subject:
 
     def halved(self):
         """Within this the network works in the recipe's precision."""
-        bf16 = self.recipe.precision == "bf16"
-        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=bf16)
+        return in_precision(self.recipe.precision, self.model.device.type)
 
     def picture(self, name, images):
         path = self.out / "samples" / f"{name}.png"

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from .. import runs
 from ..data import Splits
+from ..descent import in_precision
 from ..families import Family, Headline, Job, Made, Measured, family_of
 from ..gan.minimax import build_classifier
 from ..images import as_levels, roughness, scale_pixels, show_pixels
@@ -239,7 +240,7 @@ class Sets:
 
     def halved(self) -> torch.autocast:
         """Matrix products in bfloat16 where the recipe says so."""
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bf16")
+        return in_precision(self.recipe.precision)
 
     def images(self, name: str) -> Float[Tensor, "n c h w"]:
         """The images of a set, in [−1, 1]."""

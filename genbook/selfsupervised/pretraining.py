@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .. import runs
 from ..data import Splits, import_torchvision
+from ..descent import in_precision
 from ..families import Job, Made, fit_recipe
 from ..measures import linear_probe
 from ..randomness import own_randomness
@@ -191,7 +192,7 @@ def outputs(
     try:
         for some in images.split(250):
             x = view(some.to(device)).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=halved):
+            with in_precision("bf16" if halved else "fp32", device.type):
                 projections.append(model.encoder(x).float().cpu())
     finally:
         hook.remove()
