@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -e -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help book check test notebooks format export lock clean
+.PHONY: help book check test mutants notebooks format export lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,6 +20,7 @@ help:
 	@echo "make book       build the site into $(SITE)"
 	@echo "make check      form, imports, types, equations, records and the quick tests, in two minutes"
 	@echo "make test       all of that, every notebook, the site and all tests"
+	@echo "make mutants    put faults into the code of every equation that changed, and run its check"
 	@echo "make notebooks  run every notebook with nbdev_test, without making pages"
 	@echo "make format     bring notebooks, tests and benchmarks into form"
 	@echo "make export     write genbook/ from the notebooks, the README's table from the records"
@@ -79,8 +80,15 @@ check: $(VENV)/package.stamp
 
 test: check
 	@$(MAKE) --no-print-directory book
+	@echo "== mutants: of what changed, and a sample"
+	@$(BIN)/genbook equations --mutants --sample 6 > /dev/null
 	@echo "== tests: all others"
 	@GENBOOK_SITE=$(CURDIR)/$(SITE) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not fast" tests
+
+# A table of mutants.csv that no longer holds is made again here, which a change of many chapters makes long.
+mutants: $(VENV)/package.stamp
+	@echo "== mutants: every check kills the faults put into its equation"
+	@$(BIN)/genbook equations --mutants
 
 notebooks: $(VENV)/package.stamp
 	@$(BIN)/nbdev_test --n_workers 2 --timing

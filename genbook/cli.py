@@ -10,6 +10,7 @@ import dataclasses
 import json
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -331,39 +332,37 @@ def equations(
     nbs: Annotated[
         Path | None, typer.Option(help="Folder of the notebooks; else that of the book at hand.")
     ] = None,
+    mutants: Annotated[
+        bool,
+        typer.Option(
+            "--mutants", help="Put faults into the code of equations, and run their checks."
+        ),
+    ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="The label of an equation; may be repeated.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Also what mutants.csv covers.")] = False,
+    sample: Annotated[
+        int, typer.Option(min=0, help="Also try so many equations that it covers.")
+    ] = 0,
     as_json: _JSON = False,
 ) -> None:
-    """List the numbered equations and what checks them.
+    """List the numbered equations and what checks them; with --mutants, try whether the checks can fail.
 
-    Exit status 1 where one has neither a check nor a definition, a label is used twice, or a check is of no equation.
+    Exit status 1 where one has neither a check nor a definition, a label is used twice, or a check is of no equation; with
+    --mutants, where too few faults are killed or one lives without a reason.
     """
-    from genbook import book
+    from genbook.book import campaign, equations
 
-    folder = nbs or book.book_root() / "nbs"
-    if not book.chapters(folder):
-        raise ValueError(
-            f"no notebooks in {folder}; name the book's folder of notebooks with --nbs"
-        )
-    try:
-        found = book.coverage(folder)
-    except ValueError as error:
-        for line in str(error).splitlines():
-            tell(line)
-        raise typer.Exit(1) from None
-    rows = [
-        {
-            "equation": e.label,
-            "chapter": e.chapter,
-            "status": e.status,
-            "where": ", ".join(dict.fromkeys([*e.checked_by, *e.defined_by])),
-        }
-        for e in found
-    ]
+    if mutants:
+        progress = partial(tell, style="dim")
+        rows, problems = campaign.listing(nbs, only or (), again, sample, progress)
+    else:
+        rows, problems = equations.listing(nbs)
     show(rows, as_json, "Equations")
-    if bare := [e.label for e in found if not e.covered]:
-        tell(
-            f"{len(bare)} of {len(found)} equations are neither checked nor definitions: {', '.join(bare)}"
-        )
+    for problem in problems:
+        tell(problem)
+    if problems:
         raise typer.Exit(1)
 
 # %% ../nbs/cli.ipynb #a98351d7

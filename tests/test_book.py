@@ -122,3 +122,12 @@ def test_every_requirement_is_locked(root):
     locked = {normal(line.split("==")[0]) for line in lines}
     missing = [name for name in wanted if normal(re.split(r"[<>=!~\[]", name)[0]) not in locked]
     assert not missing, f"not in requirements.lock: {missing}; run `make lock`"
+
+
+def test_the_table_of_mutants_meets_the_goal(root):
+    from genbook.book import survivors
+
+    rows = survivors.read_table(root / "mutants.csv")
+    found = survivors.checks(root / "nbs")
+    assert {row.equation for row in rows} == {label for check in found for label in check.labels}
+    assert list(survivors.shortcomings(rows, found)) == []
