@@ -83,8 +83,8 @@ def try_book(
     wanted: Iterable[Check],
     nbs_dir: Path | str | None = None,
     folder: Path | str | None = None,
-    most: int = 60,
-    budget: float = 60.0,
+    most: int = 24,
+    budget: float = 20.0,
     workers: int = 2,
     tell: Callable[[str], None] = print,
 ) -> list[str]:

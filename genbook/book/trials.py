@@ -316,14 +316,14 @@ class Tried(NamedTuple):
 def try_cell(
     stage: Stage,
     number: int,
-    most: int = 60,
-    budget: float = 60.0,
+    most: int = 24,
+    budget: float = 20.0,
 ) -> Tried:
     """Try the check in a cell, in the state in which the chapter arrives there.
 
     Args:
         most: mutants at most.
-        budget: seconds; slow checks are tried on fewer mutants, but on twenty at least.
+        budget: seconds; slow checks are tried on fewer mutants, but on a dozen at least.
     """
     directives, _ = stage.cells[number]
     labels = tuple(split_names(directives["checks"]))
@@ -360,7 +360,7 @@ def try_cell(
     _remember(reach, lines)
     found = targets(stage, number, reach)
     pairs = [(target, mutant) for target in found for mutant in target.found]
-    pairs = chosen(pairs, min(most, max(20, int(budget / max(seconds, 0.02)))))
+    pairs = chosen(pairs, min(most, max(12, int(budget / max(seconds, 0.02)))))
     outcomes = tuple(
         trial(stage, number, target, mutant, before, seconds) for target, mutant in pairs
     )
@@ -394,8 +394,8 @@ def _address(stage: Stage, source: Source) -> str:
 def try_chapter(
     path: Path | str,
     only: set[str] | None = None,
-    most: int = 60,
-    budget: float = 60.0,
+    most: int = 24,
+    budget: float = 20.0,
     tell: Callable[[Tried], None] = lambda tried: None,
 ) -> list[Tried]:
     """Run a chapter up to its last check, and try each check, or those of the equations in `only`.
