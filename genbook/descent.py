@@ -103,7 +103,13 @@ def unknown_name(
 
 def best_device() -> str:
     """The kind of device that a run is put on where none is named."""
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return (
+        "cuda"
+        if torch.cuda.is_available()
+        else "mps"
+        if torch.backends.mps.is_available()
+        else "cpu"
+    )
 
 
 def _check_device(device: str | None) -> None:
