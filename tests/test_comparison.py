@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from genbook.data import Splits
+from genbook.descent import in_precision
 from genbook.families import Job, Measured, family_of
 from genbook.judges.quality import class_shares, frechet_distance, kernel_distance, precision_recall
 from genbook.measures import entropy
@@ -175,7 +176,7 @@ def test_pictures_are_drawn_again(open_run, record):
     name = {"comparison-svhn": "vae-svhn", "comparison-mnist": "gan-mnist"}[record.name]
     side = 32 if record.name == "comparison-svhn" else 28
     kept = record.tiles(name, side=side)[:40].float() / 255
-    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
+    with in_precision(recipe.precision):
         x = model_images(open_run(name), recipe.samples, seed=recipe.seed)[:40]
     assert (kept[:, : x.shape[1]] - 0.5 * (x.clamp(-1, 1) + 1)).abs().mean() < 0.01
 

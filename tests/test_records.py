@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from genbook import cli, data, families, runs
+from genbook.descent import in_precision
 from genbook.diffusion import ddpm, probes
 from genbook.gan import two_lines
 from genbook.judges import classifier
@@ -505,13 +506,13 @@ def test_figures_are_those_of_what_was_measured(name):
 
 @pytest.mark.parametrize("name", PROBES)
 def test_drawn_images_are_those_of_the_weights(name):
-    """The judge says of images that are drawn again what it said of those of the record, nearly: they are made in half precision."""
+    """The judge says of images that are drawn again what it said of those of the record, nearly: those were made in half precision."""
     recipe, found = built(name)
     _, model = built(record(recipe.model).name)
     _, judge = built(record(recipe.judge).name)
     sampler, steps = min(recipe.samplers, key=lambda each: each[1])
     steps = int(steps)
-    with torch.autocast("cpu", torch.bfloat16):
+    with in_precision("bf16"):
         drawn = probes.draw(model, sampler, steps, recipe.samples, recipe.seed)
     features = classifier.class_features(judge, drawn)
     recorded = found[f"{sampler}-{steps}.features"]
