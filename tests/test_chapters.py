@@ -123,3 +123,17 @@ def test_the_instrument_notices():
     assert sentences(ast.parse(prose)) and sentences(ast.parse(choice))
     assert not sentences(ast.parse(table))
     assert not folded({}) and folded({"hide": ""}) and folded({"code-fold": "true"})
+
+
+@pytest.mark.fast
+def test_real_data_without_a_record_are_scikit_learns_digits_on_one_page():
+    """The index promises a record for every number on real data, with this one exception."""
+    found = {
+        name
+        for name, path in CHAPTERS.items()
+        for _, _, code, _ in code_cells(path)
+        if "sklearn.datasets" in code
+    }
+    assert found == {"vae/latent-variables"}
+    index = (ROOT / "nbs" / "index.ipynb").read_text("utf8")
+    assert "scikit-learn" in index and "scikit-learn" in (ROOT / "README.md").read_text("utf8")

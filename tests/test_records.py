@@ -563,3 +563,15 @@ def test_representations_have_learned_or_collapsed():
             and run.figure("uniformity") > -0.05
             and run.figure("rank") < 3
         )
+
+
+def test_records_of_house_numbers_say_which_test_images_they_have():
+    """Chapters speak of the first 10,000 of 26,032 test images."""
+    published = data.DATASETS["svhn"].published["test"]
+    of_svhn = {n: run for n, run in RECORDS.items() if run.record["data"]["name"] == "svhn"}
+    assert {"vae-svhn", "vae-svhn-sigma", "wgan-svhn", "ddpm-svhn-compact"} <= of_svhn.keys()
+    for name, run in of_svhn.items():
+        n = run.record["data"]["splits"].get("test", {}).get("size")
+        note = run.record["data"].get("note", "")
+        assert n in (None, 10_000), name
+        assert n is None or f"test: the first {n:,} of {published:,} published images" in note, name
