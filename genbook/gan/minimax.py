@@ -324,6 +324,8 @@ def final_metrics(
         fake = model.sample(recipe.eval_samples)
         trust = {"test": model.discriminator(real.to(device)).sigmoid()}
         trust["sample"] = model.discriminator(fake).sigmoid()
+        seen_before = as_levels(splits["train+valid"].images, splits.white).split(5000)
+        logits = [model.discriminator(scale_pixels(some).to(device)) for some in seen_before]
     seen = {name: class_probabilities(classifier, x) for name, x in
             (("test", real), ("sample", fake))}  # fmt: skip
     right = (seen["test"].argmax(1) == splits.test.labels).float()
@@ -333,6 +335,10 @@ def final_metrics(
             note="of the classifier that names the samples, on real images",
         )
     }  # fmt: skip
+    metrics["train_trust"] = runs.mean_metric(
+        torch.cat(logits).sigmoid(), split="train+valid", unit="probability", tolerance=2e-4,
+        note="mean D of training images, by the final weights",
+    )  # fmt: skip
     for name, probabilities in seen.items():
         split = "test" if name == "test" else "train+valid"
         what = "test images" if name == "test" else "samples"
