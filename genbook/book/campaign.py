@@ -78,7 +78,7 @@ def _each(jobs: list[tuple], workers: int) -> Iterator[tuple[str, str]]:
         for future in concurrent.futures.as_completed(futures):
             yield futures[future], future.result()
 
-
+# %% ../../nbs/book/campaign.ipynb #42a9688b
 def try_book(
     wanted: Iterable[Check],
     nbs_dir: Path | str | None = None,
@@ -140,7 +140,7 @@ def wanted_checks(
     within = {check.chapter for check in changed} & named
     return [check for check in found if check.chapter in within]
 
-
+# %% ../../nbs/book/campaign.ipynb #0a6f6759
 def try_equations(
     nbs_dir: Path | str | None = None,
     only: Iterable[str] = (),
@@ -188,7 +188,7 @@ def try_equations(
     shown = [row for row in merged if not only or row.equation in only]
     return shown, [*problems, *shortcomings(shown, checks(nbs))]
 
-
+# %% ../../nbs/book/campaign.ipynb #4ac0e97e
 def sample_again(
     rows: list[Row],
     count: int,

@@ -51,13 +51,22 @@ def wrong_number(
                 yield "number", ast.Constant(other)
 
 
+def _drawn(node: ast.expr) -> bool:
+    # Noise has the same law with the other sign.
+    return any(_called(part)[0] in ("randn", "randn_like") for part in ast.walk(node))
+
+
 def wrong_sign(
     node: ast.expr,
 ) -> Iterator[Fault]:
     """A minus lost, a sum for a difference and the reverse."""
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not _drawn(node):
         yield "sign", node.operand
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub):
+    if (
+        isinstance(node, ast.BinOp)
+        and isinstance(node.op, ast.Add | ast.Sub)
+        and not _drawn(node.right)
+    ):
         other = ast.Sub() if isinstance(node.op, ast.Add) else ast.Add()
         yield "sign", ast.BinOp(node.left, other, node.right)
 
@@ -195,7 +204,7 @@ def wrong_estimate(
         changed.keywords.append(ast.keyword("correction", ast.Constant(0)))
     yield "estimate", changed
 
-
+# %% ../../nbs/book/mutants.ipynb #7b7b14a4
 def wrong_argument(
     node: ast.expr,
 ) -> Iterator[Fault]:
@@ -236,7 +245,7 @@ def wrong_argument(
     changed.args[0], changed.args[1] = second, first
     yield "argument", changed
 
-
+# %% ../../nbs/book/mutants.ipynb #2fa0a22e
 def wrong_index(
     node: ast.expr,
 ) -> Iterator[Fault]:
@@ -324,7 +333,7 @@ def places(
 
     yield from visit(tree, not only_arithmetic)
 
-
+# %% ../../nbs/book/mutants.ipynb #2607273b
 def _counts(
     parent: ast.AST, field: str, child: ast.AST, counts: bool, only_arithmetic: bool
 ) -> bool:
@@ -409,7 +418,7 @@ def compiles(
         return False
     return True
 
-
+# %% ../../nbs/book/mutants.ipynb #caafdc2d
 def _fits(before: bytes, changed: ast.expr, after: bytes) -> bytes:
     # Parentheses where the new expression would otherwise fall apart, as a sum within a product does.
     bare = (

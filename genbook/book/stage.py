@@ -93,7 +93,7 @@ def changed_code(
     compiled = compile("".join(lines), source.file, "exec", dont_inherit=True)
     return next(c for c in code_objects(compiled) if c.co_qualname == source.name)
 
-
+# %% ../../nbs/book/stage.ipynb #abe66d49
 def exchange(
     old: types.CodeType,
     new: types.CodeType,
@@ -194,7 +194,7 @@ _CLOSE = {
     "approx",
 }
 
-
+# %% ../../nbs/book/stage.ipynb #b829d285
 class _Noting(ast.NodeTransformer):
     """Let the sides of assertions pass through `__note__(site, value)`."""
 
@@ -254,7 +254,7 @@ class _Noting(ast.NodeTransformer):
             return node
         return self.generic_visit(node)
 
-
+# %% ../../nbs/book/stage.ipynb #88d4926c
 def numbers(
     value: Any,
 ) -> np.ndarray | None:

@@ -90,7 +90,7 @@ def function_texts(
     visit(tree, "")
     return found
 
-
+# %% ../../nbs/book/survivors.ipynb #142399f0
 class Book:
     """The notebooks and modules, read once, to tell what a check stands on."""
 
@@ -166,7 +166,7 @@ class Row(NamedTuple):
         """The part of the faults that was killed, 1 where none could be made."""
         return self.killed / self.tried if self.tried else 1.0
 
-
+# %% ../../nbs/book/survivors.ipynb #795ef4a4
 def rows_from(
     trials: dict[str, dict],
     nbs_dir: Path | str | None = None,
@@ -292,7 +292,7 @@ def stale(
     old = {label for label in of_label if not holds(label)}
     return [check for check in found if old & set(check.labels)]
 
-
+# %% ../../nbs/book/survivors.ipynb #0fe6ca32
 def commit_of(
     folder: Path,
 ) -> str:

@@ -85,7 +85,7 @@ def nearby(
     except Exception:  # what cannot be copied is passed on
         return value
 
-
+# %% ../../nbs/book/trials.ipynb #9a332ed8
 def result_of(
     function: Callable,
     arguments: dict[str, Any],
@@ -146,7 +146,7 @@ def has_effect(
                 return True
     return False
 
-
+# %% ../../nbs/book/trials.ipynb #0d0483bc
 def calls_of(
     code: types.CodeType,
     work: Callable[[], Any],
@@ -205,7 +205,7 @@ class Target(NamedTuple):
     found: list[Mutant]
     strict: bool  # whether a fault that changes both sides counts
 
-
+# %% ../../nbs/book/trials.ipynb #963302cb
 def targets(
     stage: Stage,
     number: int,
@@ -367,7 +367,7 @@ def try_cell(
     names = tuple(sorted({_address(stage, t.source) for t in found if t.source and t.strict}))
     return Tried(labels, outcomes, names, seconds)
 
-
+# %% ../../nbs/book/trials.ipynb #d23b6de7
 def _remember(reach: Reach, lines: list) -> None:
     # The copy's code objects are not ours: find ours by file, name and first line.
     ours: dict[tuple, types.CodeType] = {}
@@ -432,7 +432,7 @@ def try_chapter(
             stage.run(number)
     return killed_elsewhere(found)
 
-
+# %% ../../nbs/book/trials.ipynb #db285483
 def killed_elsewhere(
     found: list[Tried],
 ) -> list[Tried]:
