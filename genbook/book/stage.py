@@ -241,8 +241,11 @@ class _Noting(ast.NodeTransformer):
                     self._note(difference.right),
                 )
             if not differences:
+                if not any(isinstance(op, ast.Eq | ast.NotEq) for op in node.ops):
+                    self.site = -self.site  # one side may move and stay on its side
                 node.left = self._note(node.left)
                 node.comparators = [self._note(side) for side in node.comparators]
+                self.site = abs(self.site)
             return node
         return self.generic_visit(node)
 

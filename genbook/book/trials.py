@@ -178,11 +178,14 @@ def _told(notes: list, before: list, mutant: Mutant, strict: bool) -> str:
     changed: dict[int, list[bool]] = {}
     for (site, now), (_, then) in zip(notes, before, strict=True):
         changed.setdefault(site, []).append(not same(now, then))
-    seen = [flags for flags in changed.values() if any(flags)]
+    seen = {site: flags for site, flags in changed.items() if any(flags)}
     if not seen:
         return "unseen"
-    compared = [flags for flags in seen if len(flags) > 1]  # the others compare with a constant
-    return "moved" if not strict and compared and all(map(all, compared)) else "lives"
+    compared = {
+        site: flags for site, flags in seen.items() if len(flags) > 1
+    }  # the others: with a constant
+    moved = all(site < 0 or all(flags) for site, flags in compared.items())
+    return "moved" if not strict and compared and moved else "lives"
 
 
 class Outcome(NamedTuple):
