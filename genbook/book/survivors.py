@@ -338,14 +338,12 @@ def survivors_list(
     lines = []
     for row in rows:
         if row.survivors:
-            lines.append(f"{{eq}}`{row.equation}` `{row.equation}`")
+            lines.append(f"- {{eq}}`{row.equation}` `{row.equation}`")
             for survivor, reason in reasons(row, found).items():
                 where, _, change = survivor.partition(": ")
                 place = "the cell" if where == "cell" else f"`{where}`"
-                lines.append(
-                    f": in {place}, `{change.replace('`', chr(39))}`: {reason or 'no reason given'}"
-                )
-            lines.append("")
+                change = change.replace("`", "'")
+                lines.append(f"  - in {place}, `{change}`: {reason or 'no reason yet'}")
     return "\n".join(lines)
 
 
