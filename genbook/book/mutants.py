@@ -11,7 +11,7 @@ import ast
 import copy
 import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # %% ../../nbs/book/mutants.ipynb #e27db4c5
 class Mutant(NamedTuple):
@@ -45,13 +45,13 @@ def wrong_number(
 ) -> Iterator[Fault]:
     """A number a tenth too large, twice what it is, zero, and one."""
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        value = node.value
+        value: Any = node.value
         for other in dict.fromkeys([round(value * 1.1, 12), 2 * value, 0, 1]):
             if other != value:
                 yield "number", ast.Constant(other)
 
 
-def _drawn(node: ast.expr) -> bool:
+def _drawn(node: ast.AST) -> bool:
     # Noise has the same law with the other sign.
     return any(_called(part)[0] in ("randn", "randn_like") for part in ast.walk(node))
 
@@ -76,11 +76,16 @@ def wrong_operator(
 ) -> Iterator[Fault]:
     """A product for a quotient and the reverse, a product for a power, one comparison for another."""
     if isinstance(node, ast.BinOp):
-        turned = {ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult}.get(type(node.op))
-        if turned:
-            yield "operator", ast.BinOp(node.left, turned(), node.right)
+        other: Any = {ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult}.get(type(node.op))
+        if other:
+            yield "operator", ast.BinOp(node.left, other(), node.right)
     if isinstance(node, ast.Compare) and len(node.ops) == 1:
-        pairs = {ast.Lt: ast.Gt, ast.Gt: ast.Lt, ast.LtE: ast.GtE, ast.GtE: ast.LtE}
+        pairs: dict[type, Any] = {
+            ast.Lt: ast.Gt,
+            ast.Gt: ast.Lt,
+            ast.LtE: ast.GtE,
+            ast.GtE: ast.LtE,
+        }
         if turned := pairs.get(type(node.ops[0])):
             yield "operator", ast.Compare(node.left, [turned()], node.comparators)
 
@@ -113,7 +118,7 @@ _OTHER = {"mean": "sum", "sum": "mean", "maximum": "minimum", "minimum": "maximu
 _LIBRARIES = {"torch", "F", "math", "np", "numpy", "nn", "functional", "special", "linalg"}
 
 
-def _called(node: ast.expr) -> tuple[str, list[ast.expr], bool]:
+def _called(node: ast.AST) -> tuple[str, list[ast.expr], bool]:
     # The name of what is called, its operands, and whether it is a method of the first.
     if not isinstance(node, ast.Call):
         return "", [], False
@@ -137,7 +142,7 @@ def wrong_function(
     if operands and name in _BARE and not isinstance(operands[0], ast.Starred):
         yield "function", operands[0]
     if operands and (other := _OTHER.get(name)):
-        changed = copy.deepcopy(node)
+        changed: Any = copy.deepcopy(node)
         if isinstance(changed.func, ast.Name):
             changed.func.id = other
         else:
@@ -171,16 +176,17 @@ def wrong_axis(
     name, _, method = _called(node)
     if not name:
         return
-    for place, keyword in enumerate(node.keywords):
+    call: Any = node
+    for place, keyword in enumerate(call.keywords):
         if keyword.arg in _AXES:
             for axis in _other_axes(keyword.value):
-                changed = copy.deepcopy(node)
+                changed: Any = copy.deepcopy(node)
                 changed.keywords[place].value = axis
                 yield "axis", changed
     place = 0 if method else 1
-    if name in _ALONG and len(node.args) > place:
-        for axis in _other_axes(node.args[place]):
-            changed = copy.deepcopy(node)
+    if name in _ALONG and len(call.args) > place:
+        for axis in _other_axes(call.args[place]):
+            changed: Any = copy.deepcopy(node)
             changed.args[place] = axis
             yield "axis", changed
 
@@ -192,7 +198,7 @@ def wrong_estimate(
     name, _, _ = _called(node)
     if name not in ("var", "std", "cov", "var_mean", "std_mean"):
         return
-    changed = copy.deepcopy(node)
+    changed: Any = copy.deepcopy(node)
     given = {keyword.arg: keyword for keyword in changed.keywords}
     if "correction" in given and isinstance(given["correction"].value, ast.Constant):
         given["correction"].value = ast.Constant(1 - given["correction"].value.value)
@@ -238,7 +244,7 @@ def wrong_argument(
         return
     if ast.dump(operands[0]) == ast.dump(operands[1]):
         return
-    changed = copy.deepcopy(node)
+    changed: Any = copy.deepcopy(node)
     first, second = copy.deepcopy(operands[0]), copy.deepcopy(operands[1])
     if method:
         return
@@ -266,7 +272,7 @@ def wrong_index(
             turned = {("1", None): ":-1", (None, "-1"): "1:"}.get(tuple(ends))
             other = ast.parse(f"x[{turned}]", mode="eval").body.slice if turned else None
         if other is not None:
-            changed = copy.deepcopy(node)
+            changed: Any = copy.deepcopy(node)
             if isinstance(changed.slice, ast.Tuple):
                 changed.slice.elts[place] = other
             else:

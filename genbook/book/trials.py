@@ -298,13 +298,15 @@ def chosen(
 ) -> list[tuple[Target, Mutant]]:
     """At most so many mutants: all that are named; then of each place and kind by turns, in an order that is always the same."""
     turns: dict[tuple[str, str, int], int] = {}
-    order = []
+    order: list[tuple[bool, int, int, Target, Mutant]] = []
     for target, mutant in sorted(found, key=lambda pair: short_digest(pair[1].change.encode())):
         key = (mutant.where, mutant.kind, mutant.line)
         turns[key] = turns.get(key, 0) + 1
         order.append((mutant.kind != "named", turns[key], len(order), target, mutant))
     named = sum(not entry[0] for entry in order)
-    return [entry[3:] for entry in sorted(order, key=lambda e: e[:3])[: max(most, named)]]
+    return [
+        (entry[3], entry[4]) for entry in sorted(order, key=lambda e: e[:3])[: max(most, named)]
+    ]
 
 # %% ../../nbs/book/trials.ipynb #7c37dde7
 class Tried(NamedTuple):
