@@ -186,7 +186,7 @@ def wrong_axis(
     place = 0 if method else 1
     if name in _ALONG and len(call.args) > place:
         for axis in _other_axes(call.args[place]):
-            changed: Any = copy.deepcopy(node)
+            changed = copy.deepcopy(node)
             changed.args[place] = axis
             yield "axis", changed
 
@@ -199,14 +199,12 @@ def wrong_estimate(
     if name not in ("var", "std", "cov", "var_mean", "std_mean"):
         return
     changed: Any = copy.deepcopy(node)
-    given = {keyword.arg: keyword for keyword in changed.keywords}
-    if "correction" in given and isinstance(given["correction"].value, ast.Constant):
-        given["correction"].value = ast.Constant(1 - given["correction"].value.value)
-    elif "unbiased" in given and isinstance(given["unbiased"].value, ast.Constant):
-        given["unbiased"].value = ast.Constant(not given["unbiased"].value.value)
-    elif "ddof" in given and isinstance(given["ddof"].value, ast.Constant):
-        given["ddof"].value = ast.Constant(1 - given["ddof"].value.value)
-    elif not {"correction", "unbiased", "ddof"} & given.keys():
+    given: dict[str, Any] = {each.arg: each for each in changed.keywords}
+    for keyword in ("correction", "unbiased", "ddof"):
+        if keyword in given:
+            value: Any = ast.literal_eval(given[keyword].value)
+            given[keyword].value = ast.Constant(type(value)(1 - value))  # False for True, 0 for 1
+    if not {"correction", "unbiased", "ddof"} & given.keys():
         changed.keywords.append(ast.keyword("correction", ast.Constant(0)))
     yield "estimate", changed
 
@@ -268,9 +266,10 @@ def wrong_index(
         if type(value) is int:
             other = ast.parse(repr(value + 1 if value >= 0 else value - 1), mode="eval").body
         elif isinstance(part, ast.Slice) and part.step is None:
-            ends = [end and ast.unparse(end) for end in (part.lower, part.upper)]
-            turned = {("1", None): ":-1", (None, "-1"): "1:"}.get(tuple(ends))
-            other = ast.parse(f"x[{turned}]", mode="eval").body.slice if turned else None
+            ends: list[Any] = [end and ast.unparse(end) for end in (part.lower, part.upper)]
+            turned: dict[Any, str] = {("1", None): ":-1", (None, "-1"): "1:"}
+            cut: Any = ast.parse(f"x[{turned.get(tuple(ends), 0)}]", mode="eval").body
+            other = cut.slice if tuple(ends) in turned else None
         if other is not None:
             changed: Any = copy.deepcopy(node)
             if isinstance(changed.slice, ast.Tuple):
@@ -390,7 +389,7 @@ def mutants(
     raw = source.encode()
     starts = [0, *[i + 1 for i, byte in enumerate(raw) if byte == 10]]
 
-    def span(node: ast.AST) -> tuple[int, int]:
+    def span(node: Any) -> tuple[int, int]:
         return (
             starts[node.lineno - 1] + node.col_offset,
             starts[node.end_lineno - 1] + node.end_col_offset,
@@ -398,7 +397,7 @@ def mutants(
 
     found: dict[tuple[str, str], Mutant] = {}
     for node, number_counts in places(tree, only_arithmetic):
-        if lines is not None and not lines & set(range(node.lineno, node.end_lineno + 1)):
+        if lines is not None and not lines & set(range(node.lineno, (node.end_lineno or 0) + 1)):
             continue
         begin, end = span(node)
         for fault in FAULTS if number_counts else FAULTS[1:]:

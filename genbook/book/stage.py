@@ -169,10 +169,12 @@ def exercised(
         if source is None or code.co_filename == reach.cell_file:
             continue
         file = code.co_filename
-        inner = file.startswith(reach.package) and file[len(reach.package) :].strip(
-            "/"
-        ).removesuffix(".py")
-        machinery = bool(inner) and inner.split("/")[0] in MACHINERY and file != own
+        inner = (
+            file.removeprefix(reach.package).strip("/") if file.startswith(reach.package) else ""
+        )
+        machinery = (
+            bool(inner) and inner.split("/")[0].removesuffix(".py") in MACHINERY and file != own
+        )
         machinery |= source.name.startswith(("check_", "_check"))  # guards against bad input
         if machinery or (file not in called and file != own and file not in reach.notebook_files):
             continue
@@ -206,10 +208,10 @@ class _Noting(ast.NodeTransformer):
             return node
         return ast.Call(ast.Name("__note__", ast.Load()), [ast.Constant(self.site), node], [])
 
-    def _difference(self, node: ast.expr) -> ast.BinOp | None:
+    def _difference(self, node: Any) -> ast.BinOp | None:
         # The difference within `abs(a - b)`, `(a - b).abs().max()` and the like.
         inside, absolute = node, False
-        while isinstance(inside, ast.Call):
+        while type(inside) is ast.Call:
             name = getattr(inside.func, "attr", getattr(inside.func, "id", ""))
             absolute |= name in ("abs", "fabs", "norm")
             method = isinstance(inside.func, ast.Attribute) and name in (
@@ -219,7 +221,8 @@ class _Noting(ast.NodeTransformer):
                 "item",
                 "norm",
             )
-            inside = inside.func.value if method else (inside.args or [ast.Constant(0)])[0]
+            operands: list[Any] = inside.args or [ast.Constant(0)]
+            inside = getattr(inside.func, "value", None) if method else operands[0]
         found = isinstance(inside, ast.BinOp) and isinstance(inside.op, ast.Sub) and absolute
         return inside if found else None
 

@@ -204,7 +204,7 @@ class Target(NamedTuple):
     """A function or cell into which faults are put."""
 
     source: Source | None  # None: the cell itself
-    code: types.CodeType | None
+    code: Any  # its code object
     found: list[Mutant]
     strict: bool  # whether a fault that changes both sides counts
 
@@ -256,7 +256,7 @@ def trial(
     seconds: float,
 ) -> Outcome:
     """Put one fault in and run the check."""
-    replaced = changed_code(target.source, mutant.source) if target.source else None
+    replaced: Any = changed_code(target.source, mutant.source) if target.source else None
 
     def check() -> tuple[list, bool]:
         stage.notes, stage.noting = [], True
@@ -381,10 +381,10 @@ def _remember(reach: Reach, lines: list) -> None:
             for code in code_objects(thing.__code__):
                 ours.setdefault((code.co_filename, code.co_qualname, code.co_firstlineno), code)
     for file, name, first, numbers_, direct in lines:
-        if code := ours.get((file, name, first)):
-            reach.lines[code] = set(numbers_)
+        if mine := ours.get((file, name, first)):
+            reach.lines[mine] = set(numbers_)
             if direct:
-                reach.direct.add(code)
+                reach.direct.add(mine)
 
 
 def _address(stage: Stage, source: Source) -> str:
