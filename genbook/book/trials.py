@@ -214,7 +214,10 @@ def targets(
     number: int,
     reach: Reach,
 ) -> list[Target]:
-    """What may be broken for the check in a cell, with the mutants of each; those that the author names come first."""
+    """What may be broken for the check in a cell, with the mutants of each; those that the author names come first.
+
+    Raises ValueError where `mutates` names a function that the cell does not exercise.
+    """
     directives, code = stage.cells[number]
     wanted = set(split_names(directives.get("mutates", "")))
     own = os.path.join(stage.package, *stage.module.split(".")) + ".py"
@@ -329,6 +332,8 @@ def try_cell(
     Args:
         most: mutants at most.
         budget: seconds; slow checks are tried on fewer mutants, but on a dozen at least.
+
+    Raises RuntimeError where the check does not pass without a fault.
     """
     directives, _ = stage.cells[number]
     labels = tuple(split_names(directives["checks"]))
