@@ -7,6 +7,7 @@ __all__ = ['page_digest', 'run_notebooks', 'setup']
 #| code-fold: true
 import json
 import os
+import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -54,6 +55,7 @@ def run_notebooks(
     from jupyter_cache import get_cache
     from jupyter_cache.base import CacheBundleIn
     from jupyter_cache.executors.utils import single_nb_execution
+    from traitlets.config import Config
 
     cache = get_cache(str(cache_path))
     pending = []
@@ -65,13 +67,26 @@ def run_notebooks(
         except KeyError:
             pending.append((path, notebook))
 
+    def own_sockets(path):
+        # Ports that a kernel finds free may be another's a moment later: it talks through files.
+        file = Path(sockets, f"{short_digest(str(path).encode())}.json")
+        transport = "ipc" if os.name == "posix" else "tcp"
+        return Config(KernelManager={"transport": transport, "connection_file": str(file)})
+
     def run(item):
         path, notebook = item
         return single_nb_execution(
-            notebook, cwd=str(path.parent), timeout=timeout, allow_errors=False
+            notebook,
+            cwd=str(path.parent),
+            timeout=timeout,
+            allow_errors=False,
+            config=own_sockets(path),
         )
 
-    with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1)) as pool:
+    with (
+        tempfile.TemporaryDirectory() as sockets,
+        ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1)) as pool,
+    ):
         for (path, notebook), result in zip(pending, pool.map(run, pending)):
             print(
                 f"{path.name}: {f'{result.time:.1f} s' if result.err is None else result.err}",
