@@ -79,6 +79,8 @@ check: $(VENV)/package.stamp
 
 test: check
 	@$(MAKE) --no-print-directory book
+	@echo "== mutants: the checks of what changed, and a sample"
+	@$(BIN)/genbook equations --mutants --sample 6 >/dev/null
 	@echo "== tests: all others"
 	@GENBOOK_SITE=$(CURDIR)/$(SITE) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not fast" tests
 
