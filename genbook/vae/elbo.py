@@ -16,10 +16,10 @@ from ..divergences import kl_gaussian_gaussian_analytic, kl_gaussian_gaussian_mc
 
 # %% ../../nbs/vae/elbo.ipynb #70139c86
 def reparameterise(
-    mu: Float[Tensor, "*batch latent"],
-    logvar: Float[Tensor, "*batch latent"],
-    noise: Float[Tensor, "*batch latent"] | None = None,
-) -> Float[Tensor, "*batch latent"]:
+    mu: Float[Tensor, "*shape"],
+    logvar: Float[Tensor, "*shape"],
+    noise: Float[Tensor, "*shape"] | None = None,
+) -> Float[Tensor, "*shape"]:
     """Draw z ~ N(mu, exp(logvar)) as a differentiable function of mu and logvar ({eq}`eq-reparameterisation`).
 
     Args:
