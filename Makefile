@@ -52,9 +52,10 @@ $(VENV)/package.stamp: settings.ini setup.py pyproject.toml $(VENV)/lock.stamp
 	@if [ -d .git ]; then $(BIN)/python .ci/hooks; fi
 	@touch $@
 
-# Every cell of every chapter runs here, and a cell that raises fails the build; with GENBOOK_TYPECHECK=1 in the environment,
-# shapes in signatures are compared with what happens. Outputs stay cached as long as nothing changes that a chapter depends on. Sphinx reports a page's warnings only
-# when it reads that page: after a failure the next build must read all again.
+# Every cell of every chapter runs here, and a cell that raises fails the build; so does a shape that is not what a signature
+# says. Outputs stay cached as long as nothing changes that a chapter depends on. Sphinx reports a page's warnings only when
+# it reads that page: after a failure the next build must read all again.
+book: export GENBOOK_TYPECHECK := 1
 book: $(VENV)/package.stamp
 	@echo "== site: run the notebooks that changed, make the pages"
 	@$(BIN)/jupyter-book build nbs --config _config.yml --toc $(CURDIR)/_toc.yml --path-output . -W -n --keep-going \

@@ -1,16 +1,12 @@
 """The judge of digits beyond what its chapter shows: bad input, shifts at the edge, resuming."""
 
-import dataclasses
-
 import pytest
 import torch
 
 from genbook import data
-from genbook.families import Job
 from genbook.images import scale_pixels
 from genbook.judges import classifier
 from genbook.judges.classifier import (
-    RECIPES,
     Classifier,
     class_features,
     class_probabilities,
@@ -62,30 +58,6 @@ def test_in_pieces_as_at_once():
         torch.testing.assert_close(class_probabilities(model, x), model(x).softmax(1))
         torch.testing.assert_close(class_features(model, x), model.features(x))
     assert class_features(model, x).min() >= 0
-
-
-def test_a_run_resumes_where_it_was(tmp_path):
-    recipe = dataclasses.replace(RECIPES["svhn-classifier"].smoke(), width=4)
-    whole_job, parts_job = (
-        Job(tmp_path / name, device="cpu", progress=False) for name in ("whole", "parts")
-    )
-    whole = classifier.train(recipe, whole_job)
-    objective, calls = classifier.objective, 0
-
-    def interrupted(*arguments):
-        nonlocal calls
-        calls += 1
-        if calls == 24:
-            raise KeyboardInterrupt
-        return objective(*arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classifier, "objective", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            classifier.train(recipe, parts_job)
-    parts = classifier.train(recipe, parts_job)
-    assert parts.weights.read_bytes() == whole.weights.read_bytes()
-    assert parts.record["metrics"] == whole.record["metrics"]
 
 
 def test_images_that_are_scaled_already_are_refused():

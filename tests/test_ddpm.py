@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from genbook import data, runs, training
-from genbook.diffusion import ddpm
+from genbook import data, training
 from genbook.diffusion.ddpm import (
     DDPM,
     RECIPES,
@@ -18,7 +17,6 @@ from genbook.diffusion.ddpm import (
     spread_steps,
 )
 from genbook.diffusion.derivation import Diffusion, linear_betas
-from genbook.families import Job
 
 
 @pytest.fixture(autouse=True)
@@ -165,56 +163,6 @@ def recipe():
         bound_images=4,
         precision="fp32",
     )
-
-
-def test_a_run_resumes_where_it_was(tmp_path, recipe, monkeypatch):
-    """Interrupted in the middle of the epoch and started again: the same weights and the same record, bit for bit."""
-    whole = ddpm.train(recipe, Job(tmp_path / "ddpm-svhn", device="cpu", progress=False))
-    fit, calls = training.fit, 0
-
-    def interrupted(*arguments):
-        nonlocal calls
-        calls += 1
-        if calls == 5:
-            raise KeyboardInterrupt
-        return denoising_loss(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ddpm, "denoising_loss", interrupted)
-        patch.setattr(training, "fit", lambda *a, **k: fit(*a, **{**k, "checkpoint_seconds": 0}))
-        with pytest.raises(KeyboardInterrupt):
-            ddpm.train(recipe, Job(tmp_path / "parts", device="cpu", progress=False))
-    assert (tmp_path / "parts" / "checkpoint.pt").exists()
-    parts = ddpm.train(recipe, Job(tmp_path / "parts", device="cpu", progress=False))
-    assert not (tmp_path / "parts" / "checkpoint.pt").exists()
-    assert parts.weights.read_bytes() == whole.weights.read_bytes()
-    assert parts.record["metrics"] == whole.record["metrics"]
-    names = [path.name for path in whole.samples]
-    assert names == [path.name for path in parts.samples]
-    assert {"ancestral.png", "ddim.png", "images.png", "neighbours.png", "epoch-001.png"} <= set(
-        names
-    )
-    for name in names:
-        assert (tmp_path / "parts/samples" / name).read_bytes() == (
-            tmp_path / "ddpm-svhn/samples" / name
-        ).read_bytes()
-    for name in ("losses.csv", "terms.csv", "sampling.csv"):
-        assert (tmp_path / "ddpm-svhn" / name).is_file()
-    fields = {"ddpm": [field.name for field in dataclasses.fields(recipe)]}
-    assert runs.validate(tmp_path / "ddpm-svhn", fields) == []
-    again = ddpm.evaluate(parts)
-    assert again.keys() == parts.record["metrics"].keys()
-    assert all(
-        abs(again[key]["value"] - metric["value"]) <= metric["tolerance"]
-        for key, metric in parts.record["metrics"].items()
-    )
-    pictures = ddpm.sample(parts, 5, seed=1)
-    assert pictures.shape == (5, 3, 32, 32) and pictures.min() >= 0 and pictures.max() <= 1
-    assert torch.equal(pictures, ddpm.sample(whole, 5, seed=1)) and not torch.equal(
-        pictures, ddpm.sample(whole, 5, seed=2)
-    )
-    built, model = ddpm.build(whole)
-    assert built == recipe and not model.training
 
 
 def test_lengths_are_refused():

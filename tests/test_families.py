@@ -109,6 +109,8 @@ def test_a_killed_run_goes_on_to_the_same_record(name, run, server, tmp_path):
     kept, known = (untimed(runs.load_weights(one.weights)) for one in (again, run))
     assert kept.keys() == known.keys()
     assert all(torch.equal(kept[key], known[key]) for key in kept)
+    pictures, wanted = ({p.name: p.read_bytes() for p in one.samples} for one in (again, run))
+    assert pictures == wanted
 
 
 def test_its_figures_are_computed_again(run):

@@ -1,18 +1,15 @@
 """The minimax GAN beyond what its chapter shows: bad input, extremes, the networks of the report, modes that are missing, resuming."""
 
-import dataclasses
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from genbook import data, training
-from genbook.families import Job
+from genbook import data
 from genbook.gan import minimax as gan
 from genbook.gan.minimax import (
     GAN,
-    RECIPES,
     MLPDiscriminator,
     MLPGenerator,
     discriminator_objective,
@@ -152,37 +149,3 @@ def test_the_game_of_a_generator_on_a_finite_space_ends_at_minus_log_4():
             player.step()
     torch.testing.assert_close(free.softmax(0).detach(), p, rtol=0, atol=1e-3)
     assert abs(value().item() + math.log(4)) < 1e-4
-
-
-def test_a_run_resumes_where_it_was(tmp_path):
-    recipe = dataclasses.replace(RECIPES["gan-mnist"].smoke(), epochs=1, eval_samples=100)
-    whole = gan.train(recipe, Job(tmp_path / "whole", device="cpu", progress=False))
-    fit, objective, calls = training.fit, gan.generator_objective, 0
-
-    def interrupted(*arguments, **named):
-        nonlocal calls
-        calls += 1
-        if calls == 20:
-            raise KeyboardInterrupt
-        return objective(*arguments, **named)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gan, "generator_objective", interrupted)
-        patch.setattr(training, "fit", lambda *a, **k: fit(*a, **{**k, "checkpoint_seconds": 0}))
-        with pytest.raises(KeyboardInterrupt):
-            gan.train(recipe, Job(tmp_path / "parts", device="cpu", progress=False))
-    assert (tmp_path / "parts" / "checkpoint.pt").exists()
-    parts = gan.train(recipe, Job(tmp_path / "parts", device="cpu", progress=False))
-    assert parts.weights.read_bytes() == whole.weights.read_bytes()
-    assert parts.record["metrics"] == whole.record["metrics"]
-    assert (tmp_path / "parts" / "classifier.safetensors").read_bytes() == (
-        tmp_path / "whole" / "classifier.safetensors"
-    ).read_bytes()
-    again = gan.evaluate(parts)
-    assert all(
-        abs(again[key]["value"] - metric["value"]) <= metric["tolerance"]
-        for key, metric in parts.record["metrics"].items()
-    )
-    images = gan.sample(parts, 5, seed=1)
-    assert images.shape == (5, 1, 28, 28) and images.min() >= 0 and images.max() <= 1
-    assert torch.equal(images, gan.sample(whole, 5, seed=1))

@@ -27,6 +27,7 @@ BOOK_TOOLS = {
     "nbformat",
     "jupyter_cache",
     "sphinx",
+    "traitlets",
 }  # genbook.book imports them where the site is built
 
 

@@ -5,13 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from genbook import data, training
-from genbook.families import Job
+from genbook import data
 from genbook.gan import wgan
 from genbook.gan.critics import lp_reg, vf_wasserstein_distance
 from genbook.gan.smooth_layers import HalvingConv2d, LeakyReLU
 from genbook.gan.wgan import (
-    RECIPES,
     WGAN,
     Critic,
     Generator,
@@ -265,41 +263,3 @@ def test_roughness():
     flat, board = torch.full((1, 3, 32, 32), 0.3), torch.ones(1, 3, 32, 32)
     board[:, :, ::2, ::2] = board[:, :, 1::2, 1::2] = -1
     assert roughness(flat) == 0 and roughness(board) == 4
-
-
-def test_a_run_resumes_where_it_was(tmp_path):
-    """Interrupted in the middle of the epoch and started again: the same weights and the same record, bit for bit."""
-    recipe = RECIPES["wgan-svhn"].smoke()
-    whole = wgan.train(recipe, Job(tmp_path / "whole", device="cpu", progress=False))
-    fit, objective, calls = training.fit, wgan.critic_objective, 0
-
-    def interrupted(*arguments, **named):
-        nonlocal calls
-        calls += 1
-        if calls == 17:
-            raise KeyboardInterrupt
-        return objective(*arguments, **named)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wgan, "critic_objective", interrupted)
-        patch.setattr(training, "fit", lambda *a, **k: fit(*a, **{**k, "checkpoint_seconds": 0}))
-        with pytest.raises(KeyboardInterrupt):
-            wgan.train(recipe, Job(tmp_path / "parts", device="cpu", progress=False))
-    assert (tmp_path / "parts" / "checkpoint.pt").exists()
-    parts = wgan.train(recipe, Job(tmp_path / "parts", device="cpu", progress=False))
-    assert parts.weights.read_bytes() == whole.weights.read_bytes()
-    assert parts.record["metrics"] == whole.record["metrics"]
-    names = [path.name for path in whole.samples]
-    assert [path.name for path in parts.samples] == names
-    assert all(
-        (tmp_path / "parts" / "samples" / name).read_bytes()
-        == (tmp_path / "whole" / "samples" / name).read_bytes()
-        for name in names
-    )
-    again = wgan.evaluate(parts)
-    assert all(
-        abs(again[key]["value"] - metric["value"]) <= metric["tolerance"]
-        for key, metric in parts.record["metrics"].items()
-    )
-    assert wgan.sample(parts, 5, seed=1).shape == (5, 3, 32, 32)
-    assert torch.equal(wgan.sample(parts, 5, seed=1), wgan.sample(whole, 5, seed=1))

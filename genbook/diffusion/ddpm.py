@@ -55,7 +55,7 @@ class NoisePredictor(nn.Module):
         """Where the model is."""
         return self.unet.stem.weight.device
 
-    def noise(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n 3 32 32"]:
+    def noise(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n c h w"]:
         """`n` draws of x_T, made on the CPU so that a seed means the same everywhere.
 
         Raises:
@@ -68,7 +68,7 @@ class NoisePredictor(nn.Module):
 
 def denoising_loss(
     model: NoisePredictor,
-    batch: UInt8[Tensor, "batch 3 32 32"],
+    batch: UInt8[Tensor, "batch c h w"],
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Smooth L1 error of the noise predicted at random steps ({eq}`eq-ddpm-objective`)."""
     x_start = scale_pixels(batch)
@@ -84,9 +84,9 @@ class DDPM(NoisePredictor):
 
     def clipped_noise(
         self,
-        x: Float[Tensor, "batch 3 32 32"],
+        x: Float[Tensor, "batch c h w"],
         t: Int64[Tensor, "batch"],
-    ) -> Float[Tensor, "batch 3 32 32"]:
+    ) -> Float[Tensor, "batch c h w"]:
         """The network's noise where the image behind it is one, else the noise nearest to
         it with an image behind it ({eq}`eq-ddpm-clip`).
         """
@@ -95,7 +95,7 @@ class DDPM(NoisePredictor):
         return (x - a.sqrt() * guess.clamp(-1, 1)) / (1 - a).sqrt()
 
     @torch.no_grad()
-    def sample(self, n: int, steps: int = 50) -> Float[Tensor, "n 3 32 32"]:
+    def sample(self, n: int, steps: int = 50) -> Float[Tensor, "n c h w"]:
         """Images in [−1, 1] by DDIM without fresh noise, with `clipped_noise`.
 
         Args:
@@ -110,7 +110,7 @@ class DDPM(NoisePredictor):
         return torch.cat(drawn)
 
     @torch.no_grad()
-    def sample_ancestral(self, n: int) -> Float[Tensor, "n 3 32 32"]:
+    def sample_ancestral(self, n: int) -> Float[Tensor, "n c h w"]:
         """Images in [−1, 1] by all T steps, with `clipped_noise`; only the last is kept.
 
         Raises:
@@ -132,7 +132,7 @@ def spread_steps(n: int, timesteps: int) -> Int64[Tensor, "n"]:
 @torch.no_grad()
 def losses(
     model: DDPM,
-    images: UInt8[Tensor, "n 3 32 32"],
+    images: UInt8[Tensor, "n c h w"],
     seed: int = 0,
 ) -> Float[Tensor, "n"]:
     """Smooth L1 error of the predicted noise of each image, at its own of n spread steps.
@@ -466,7 +466,7 @@ def make(recipe: DDPMRecipe, job: Job, splits: Splits) -> Made | None:
     )
 
 
-def draw(recipe: DDPMRecipe, model: DDPM, n: int) -> Float[Tensor, "n 3 32 32"]:
+def draw(recipe: DDPMRecipe, model: DDPM, n: int) -> Float[Tensor, "n c h w"]:
     """Images by DDIM, in [0, 1]."""
     return show_pixels(model.sample(n, recipe.sampler_steps))
 

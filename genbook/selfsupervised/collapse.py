@@ -9,12 +9,13 @@ __all__ = ['Weight', 'stop_gradient_flow', 'plain_flow', 'integrate', 'fixed_poi
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 # %% ../../nbs/selfsupervised/collapse.ipynb #35133ce7
-Weight = Float[Tensor, "*starts"] | float  # of many starts, or one number
+Weight = Float[Tensor, "*#starts"] | Float[np.ndarray, "*#starts"] | float  # of many starts, or one
 
 
 def stop_gradient_flow(
@@ -22,7 +23,7 @@ def stop_gradient_flow(
     p: Weight,
     a: Weight,
     c: Weight = 1.0,
-    decay: float = 0.0,
+    decay: Weight = 0.0,
     rate: float = 1.0,
 ) -> tuple[Weight, Weight]:
     """Speeds of encoder and predictor in the linear toy ({eq}`eq-collapse-flow`).
@@ -46,7 +47,7 @@ def plain_flow(
     p: Weight,
     a: Weight,
     c: Weight = 1.0,
-    decay: float = 0.0,
+    decay: Weight = 0.0,
     rate: float = 1.0,
 ) -> tuple[Weight, Weight]:
     """Speeds in the toy whose target is differentiated as well ({eq}`eq-collapse-plain-flow`).
