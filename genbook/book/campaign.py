@@ -22,6 +22,7 @@ from genbook.book.survivors import (
     commit_of,
     kept_trials,
     read_table,
+    reasons,
     rows_from,
     shortcomings,
     stale,
@@ -203,7 +204,7 @@ def sample_again(
 
     Args:
         count: equations at least; all those of a chapter are tried together.
-        least: the part of the faults that must be killed.
+        least: the part of the faults that must be killed or live for a reason.
     """
     seed = "".join(row.digest for row in rows)
     names = sorted(
@@ -217,9 +218,10 @@ def sample_again(
     with tempfile.TemporaryDirectory() as folder:
         problems = try_book(found, nbs_dir, folder, workers=workers, tell=tell)
         again = rows_from(kept_trials(Path(folder)), nbs_dir)
-    problems += [
-        line for line in shortcomings(again, [], share=least, least=least) if "a reason" not in line
-    ]
+    for row in again:
+        bare = [survivor for survivor, reason in reasons(row, found).items() if not reason]
+        if len(bare) > (1 - least) * row.tried:
+            problems.append(f"{row.equation}: of {row.tried} mutants live {', '.join(bare)}")
     return problems
 
 
