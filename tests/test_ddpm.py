@@ -1,4 +1,4 @@
-"""The diffusion model beyond what its chapter shows: its measures where the answer is known, samplers, bad input, resuming."""
+"""The diffusion model beyond what its chapter shows: its measures where the answer is known, samplers, bad input, what a run leaves."""
 
 import dataclasses
 import math
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from genbook import data, training
+from genbook.diffusion import ddpm
 from genbook.diffusion.ddpm import (
     DDPM,
     RECIPES,
@@ -17,6 +18,7 @@ from genbook.diffusion.ddpm import (
     spread_steps,
 )
 from genbook.diffusion.derivation import Diffusion, linear_betas
+from genbook.families import Job
 
 
 @pytest.fixture(autouse=True)
@@ -151,7 +153,7 @@ def test_learning_lowers_the_loss(images):
 
 @pytest.fixture(scope="module")
 def recipe():
-    """A smoke recipe cut down further, so that three runs of it take seconds."""
+    """A smoke recipe cut down further, so that a run of it takes seconds."""
     smoke = RECIPES["ddpm-svhn"].smoke()
     return dataclasses.replace(
         smoke,
@@ -163,6 +165,19 @@ def recipe():
         bound_images=4,
         precision="fp32",
     )
+
+
+def test_a_run_leaves_what_the_chapter_shows(tmp_path, recipe):
+    run = ddpm.train(recipe, Job(tmp_path / "ddpm-svhn", device="cpu", progress=False))
+    names = {path.name for path in run.samples}
+    assert {"ancestral.png", "ddim.png", "images.png", "neighbours.png", "epoch-001.png"} <= names
+    for name in ("losses.csv", "terms.csv", "sampling.csv"):
+        assert (run.path / name).is_file()
+    kept = run.table("terms")["bits"]
+    assert kept[0] == pytest.approx(run.figure("test_bits_first"), rel=1e-4)
+    assert run.figure("test_bits") > sum(kept)  # what the divergence at the end costs
+    built, model = ddpm.build(run)
+    assert built == recipe and not model.training
 
 
 def test_lengths_are_refused():

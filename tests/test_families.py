@@ -111,6 +111,8 @@ def test_a_killed_run_goes_on_to_the_same_record(name, run, server, tmp_path):
     assert all(torch.equal(kept[key], known[key]) for key in kept)
     pictures, wanted = ({p.name: p.read_bytes() for p in one.samples} for one in (again, run))
     assert pictures == wanted
+    left, whole = ({p.relative_to(at) for p in at.rglob("*")} for at in (out, run.path))
+    assert left == whole
 
 
 def test_its_figures_are_computed_again(run):

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from genbook import runs
+from genbook import runs, training
 from genbook.data import Split, Splits, import_torchvision
 from genbook.families import Job, all_recipes
 from genbook.selfsupervised import relatives, simsiam
@@ -33,6 +33,38 @@ def tiny(recipe):
 def quiet(folder):
     """A job on the CPU that says nothing."""
     return Job(folder, device="cpu", progress=False)
+
+
+def test_a_slow_teacher_resumes_where_it_was(tmp_path, monkeypatch):
+    """BYOL interrupted in the middle of the epoch and started again: the same record, bit for bit."""
+    recipe = tiny(relatives.RECIPES["byol-cifar10"])
+    whole = relatives.train(recipe, quiet(tmp_path / "whole"))
+    kind, fit, calls = type(recipe.model()), training.fit, 0
+    loss_of = kind.training_loss
+
+    def interrupted(model, x1, x2):
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return loss_of(model, x1, x2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "training_loss", interrupted)
+        patch.setattr(training, "fit", lambda *a, **k: fit(*a, **{**k, "checkpoint_seconds": 0}))
+        with pytest.raises(KeyboardInterrupt):
+            relatives.train(recipe, quiet(tmp_path / "parts"))
+    assert (tmp_path / "parts" / "checkpoint.pt").exists()
+    parts = relatives.train(recipe, quiet(tmp_path / "parts"))
+    assert not (tmp_path / "parts" / "checkpoint.pt").exists()
+    assert parts.weights.read_bytes() == whole.weights.read_bytes()
+    assert parts.record["metrics"] == whole.record["metrics"]
+    pictures = {"neighbours.png"} | ({"views.png"} if recipe.keep_weights else set())
+    assert {path.name for path in whole.samples} == pictures
+    again = relatives.evaluate(parts)
+    for key, metric in parts.record["metrics"].items():
+        # of 200 images one may fall on the other side
+        assert abs(again[key]["value"] - metric["value"]) <= max(metric["tolerance"], 0.011), key
 
 
 def test_runs_without_weights_keep_what_figures_come_from(tmp_path):
