@@ -35,6 +35,7 @@ from .descent import OPTIMIZERS, SCHEDULES, Batches, Plan, check_data, make_acce
 from .players import Mover, Player, players_of
 from .randomness import own_randomness, random_states, seed_everything, set_random_states
 from .runs import write_metrics
+from .terminal import tell
 
 # %% ../nbs/training.ipynb #476c2177
 def fingerprint_of(
@@ -72,6 +73,7 @@ class State:
         self.model, self.plan, self.steps, self.accelerator = model, plan, steps, accelerator
         self.step, self.seconds = 0, 0.0
         self.history: list[dict] = []
+        self.began_with: int | None = None  # threads, of a run that was resumed
         self.total = plan.epochs * steps
         layout = torch.channels_last if plan.channels_last else torch.preserve_format
         model.to(accelerator.device, memory_format=layout)
@@ -120,6 +122,7 @@ class State:
             weights = {name: part.state_dict() for name, part in self.parts.items()}
             movers = [mover.state() for mover in self.movers]
             kept = {"fingerprint": fingerprint, "random": states, "movers": movers}
+            kept["threads"] = torch.get_num_threads()
             save_checkpoint(path, kept | counted | weights)
 
     def resume(self, path: "str | Path", fingerprint: dict) -> bool:
@@ -134,6 +137,7 @@ class State:
             mover.load(state, self.accelerator.device)
         self.step, self.seconds, self.history = kept["step"], kept["seconds"], kept["history"]
         set_random_states(kept["random"][self.accelerator.process_index])
+        self.began_with = kept.get("threads")
         return True
 
 # %% ../nbs/training.ipynb #f435c660
@@ -165,6 +169,8 @@ class Keeper:
         if not resumed and self.path is not None and state.accelerator.is_main_process:
             # A kill before the first save must not bring an old run back.
             Path(self.path).unlink(missing_ok=True)
+        if resumed and state.accelerator.device.type == "cpu":
+            _told_threads(state.began_with, torch.get_num_threads())
         return resumed
 
     def start_clock(self) -> None:
@@ -197,6 +203,12 @@ class Keeper:
             with self.off_the_clock():
                 self.save()
         return stop
+
+
+def _told_threads(before: int | None, now: int) -> None:
+    """Say where a run goes on with another number of threads, which changes last digits."""
+    if before not in (None, now):
+        tell(f"the run had {before} threads and goes on with {now}: equal but for rounding", "dim")
 
 # %% ../nbs/training.ipynb #93aa13b2
 CHECK_EVERY = 50  # steps between looks on a GPU, where each makes the processor wait
@@ -419,7 +431,7 @@ def fit(
     evaluation mode, without gradients and with random numbers of their own, so that looking
     at a run does not change it. Interrupted or killed, and started again with the same
     `checkpoint`, a run ends with the weights it would have had undisturbed, bit for bit on
-    the same machine.
+    the same machine with as many threads.
 
     Raises:
         ValueError: an argument is out of range, or the checkpoint belongs to another run.

@@ -29,6 +29,7 @@ def benchmark_script(root, monkeypatch):
         ("critic_step", ("plain, fp32", "book, fp32", "book, bf16, channels last")),
         ("ddpm_step", ("plain, fp32", "book, fp32", "book, bf16, channels last")),
         ("views", ("torchvision, in the loop", "book")),
+        ("threads", ("1 busy",)),
     ],
 )
 def test_benchmark_runs_on_toy_data(benchmark_script, capsys, script, rows):
