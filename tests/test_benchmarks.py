@@ -30,6 +30,7 @@ def benchmark_script(root, monkeypatch):
         ("ddpm_step", ("plain, fp32", "book, fp32", "book, bf16, channels last")),
         ("views", ("torchvision, in the loop", "book")),
         ("threads", ("1 busy",)),
+        ("evaluation", ("features of 500 images", "spectrum, 256 outputs")),
     ],
 )
 def test_benchmark_runs_on_toy_data(benchmark_script, capsys, script, rows):
@@ -49,6 +50,7 @@ def test_benchmark_runs_on_toy_data(benchmark_script, capsys, script, rows):
         ("critic_step", "svhn"),
         ("ddpm_step", "svhn"),
         ("views", "cifar10"),
+        ("evaluation", "cifar10"),
     ],
 )
 def test_missing_data_is_told(benchmark_script, monkeypatch, script, name, tmp_path):
