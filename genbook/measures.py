@@ -8,12 +8,12 @@ __all__ = ['in_double', 'entropy', 'total_variation', 'bootstrap', 'crossing', '
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int64, Num
+from jaxtyping import Float, Int64, Num, Shaped
 from torch import Tensor
 
 # %% ../nbs/measures.ipynb #52e45b86
 def in_double(
-    x: Num[Tensor, "*shape"],
+    x: Shaped[Tensor, "*shape"],
 ) -> Float[Tensor, "*shape"]:
     """The same numbers in float64: where they are, or on the processor if there is none there."""
     return x.cpu().double() if x.device.type == "mps" else x.double()

@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ..images import nearest, scale_pixels
+from ..measures import in_double
 
 # %% ../../nbs/judges/quality.ipynb #e6d40cfa
 def _checked(name, x):
@@ -23,7 +24,7 @@ def _checked(name, x):
     if not x.isfinite().all():
         strange = (~x.isfinite()).sum()
         raise ValueError(f"{name} must be finite, got {strange} numbers that aren't")
-    return x.detach().double().cpu()
+    return x.detach().cpu().double()
 
 
 def _checked_pair(first, x, second, y):
@@ -107,7 +108,7 @@ def _share_within(points, centres, k):
         (torch.cdist(some, centres, compute_mode=exact) <= radii).any(1)
         for some in points.split(1000)
     ]
-    return torch.cat(inside).double().mean().item()
+    return in_double(torch.cat(inside)).mean().item()
 
 
 def precision_recall(
@@ -145,7 +146,7 @@ def class_shares(
     p = _checked("probabilities", probabilities)
     if (p < 0).any() or ((p.sum(1) - 1).abs() > 1e-3).any():
         raise ValueError("probabilities must be at least 0, and sum to 1 in each row")
-    return p.argmax(1).bincount(minlength=p.shape[1]).double() / len(p)
+    return in_double(p.argmax(1).bincount(minlength=p.shape[1])) / len(p)
 
 
 def memorisation(
@@ -183,8 +184,8 @@ def memorisation(
     def gap(images):
         kept = images[torch.randperm(len(images), generator=generator)[:m]].cpu()
         found = kept[nearest(samples, kept)[1][:, 0]]
-        return (samples - scale_pixels(found)).double().flatten(1).square().mean(1)
+        return in_double(samples - scale_pixels(found)).flatten(1).square().mean(1)
 
     near_train, near_test = gap(train), gap(test)
-    nearer = (near_train < near_test).double() + 0.5 * (near_train == near_test).double()
+    nearer = in_double(near_train < near_test) + 0.5 * in_double(near_train == near_test)
     return nearer.mean().item()

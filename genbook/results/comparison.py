@@ -32,7 +32,7 @@ from genbook.judges.quality import (
     memorisation,
     precision_recall,
 )
-from ..measures import bootstrap, entropy
+from ..measures import bootstrap, entropy, in_double
 from ..randomness import own_randomness
 from ..viz import to_png
 
@@ -223,7 +223,7 @@ def detail_distance(
         raise ValueError(f"x and y must hold as many numbers, got {told}")
     if min(x.min(), y.min()) <= 0:
         raise ValueError("roughness must be above 0")
-    x, y = (some.double().log().sort().values for some in (x, y))
+    x, y = (in_double(some).log().sort().values for some in (x, y))
     return (x - y).abs().mean().item()
 
 # %% ../../nbs/results/comparison.ipynb #f0b495be
@@ -358,7 +358,7 @@ class _Figures(dict):
     def detail(self, name: str) -> None:
         """A set's roughness, and how far it is from that of test images."""
         key, known, n = name.replace(" ", "_"), self.recipe.reference(name), self.recipe.samples
-        rough, smooth = (self.found[f"{which}.roughness"].double() for which in (name, known))
+        rough, smooth = (in_double(self.found[f"{which}.roughness"]) for which in (name, known))
         unit, note = "squared pixels", "mean squared difference of neighbouring pixels"
         self.put(f"{key}_roughness", rough.mean(), rough.std() / n**0.5, unit, note, 1e-4)
         if name != known:

@@ -23,7 +23,7 @@ from .. import runs
 from ..data import Splits
 from ..descent import in_precision
 from ..families import Job, Made, fit_recipe
-from ..measures import linear_probe
+from ..measures import in_double, linear_probe
 from ..randomness import own_randomness
 from genbook.selfsupervised.representations import (
     closeness,
@@ -354,7 +354,7 @@ def final_metrics(
     }
     for split, probe in zip(("valid", "test"), found["probe"].tolist()):
         labels = found[f"{split}_labels"]
-        knn = (found[f"{split}_answers"] == labels).double().mean().item()
+        knn = in_double(found[f"{split}_answers"] == labels).mean().item()
         for (key, judge), right in zip(judges.items(), (knn, probe)):
             metrics[f"{split}_{key}"] = runs.metric(
                 right, se=(right * (1 - right) / len(labels)) ** 0.5, n=len(labels),
