@@ -136,6 +136,13 @@ def train(
         bool,
         typer.Option("--resume/--no-resume", help="Go on from the last checkpoint, or start anew."),
     ] = True,
+    compile_: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Make each step one graph; if not said, in long runs on CUDA.",
+        ),
+    ] = None,
     threads: _THREADS = None,
 ) -> None:
     """Train a recipe and write its record.
@@ -165,7 +172,7 @@ def train(
         return
     _settle(threads)
     try:
-        run = family.train(chosen, families.Job(out, data_root, device, resume))
+        run = family.train(chosen, families.Job(out, data_root, device, resume, compile=compile_))
     except KeyboardInterrupt:  # before the first step, or after the last
         run = None
     if run is None:

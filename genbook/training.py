@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from .graphs import compile_players, graph_options
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
@@ -44,6 +45,7 @@ def fingerprint_of(
     model: nn.Module,
     players: Sequence[Player],
     more: Mapping | None = None,  # what else must agree, such as a recipe
+    graph: Mapping | None = None,  # how the step is compiled
 ) -> dict:
     """What must agree for a checkpoint to be a run's: the plan, and the shapes of all it works on."""
     maker = getattr(plan.optimizer, "__qualname__", None) or str(plan.optimizer)
@@ -54,6 +56,7 @@ def fingerprint_of(
         "data": [[str(tensor.dtype), *tensor.shape] for tensor in batches.tensors],
         "model": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
         "players": [[player.part, player.every] for player in players],
+        "graph": graph,
         **{f"fingerprint.{key}": value for key, value in (more or {}).items()},
     }
     return json.loads(json.dumps(settings, default=str))
@@ -339,8 +342,8 @@ def descend(
             state.step += 1
             for mover in state.on_turn():
                 mover.set_lr(factor)
-                loss, metrics = mover.compute(batch)
                 mover.optimizer.zero_grad()
+                loss, metrics = mover.compute(batch)
                 loss.backward()
                 if plan.clip is not None:
                     nn.utils.clip_grad_norm_(mover.weights, plan.clip)
@@ -361,6 +364,18 @@ def descend(
                 watch.after_epoch()
                 keeper.save()
 
+# %% ../nbs/training.ipynb #86b21665
+def _compiled(state: State, batches: Batches, graph: dict | None) -> bool:
+    """Compile the steps that are left, where asked for; whether all players' could be."""
+    if graph is None or state.step == state.total:
+        return False
+    began, batch = time.perf_counter(), next(batches.rest_of_epoch(state.step))
+    told = compile_players(state.model, state.movers, state.hold_all_but, batch, graph)
+    state.seconds += time.perf_counter() - began
+    for sentence in told if state.accelerator.is_main_process else []:
+        tell(sentence, "yellow")
+    return not told
+
 # %% ../nbs/training.ipynb #55e429b1
 @dataclass
 class FitResult:
@@ -373,9 +388,10 @@ class FitResult:
     step: int = 0  # optimiser steps done
     message: str = ""  # where the run stopped and how to resume
     main: bool = True  # whether this process is the one that writes files
+    compiled: bool = False  # whether the step of every player was a graph
 
 
-def _result(state: State, keeper: Keeper) -> FitResult:
+def _result(state: State, keeper: Keeper, compiled: bool) -> FitResult:
     """Let go of the weights, put the average in their place, and say how far the run came."""
     for mover in state.movers:
         mover.hold(True)
@@ -390,7 +406,8 @@ def _result(state: State, keeper: Keeper) -> FitResult:
         where = f"step {step} of {state.total}, in epoch {step // state.steps + 1} of {epochs}"
         message = f"stopped after {where}; {again}"
     main = state.accelerator.is_main_process
-    return FitResult(state.history, model, state.seconds, step == state.total, step, message, main)
+    done = step == state.total
+    return FitResult(state.history, model, state.seconds, done, step, message, main, compiled)
 
 # %% ../nbs/training.ipynb #bd4ebefb
 def fit(
@@ -417,6 +434,7 @@ def fit(
     resume: bool = True,  # go on from the checkpoint where there is one
     fingerprint: Mapping | None = None,  # what else must agree to resume, such as the recipe
     clip: float | None = None,  # largest norm of the gradient; None for no limit
+    compile: "bool | str | None" = False,  # a step is one graph: see `graph_options`
     log: "str | Path | None" = None,  # a CSV of the history, rewritten after each epoch
     progress: bool = True,  # a bar on a terminal, else a line an epoch, on standard error
 ) -> FitResult:
@@ -448,11 +466,13 @@ def fit(
     accelerator = make_accelerator(device, precision)
     plan = replace(plan, device=accelerator.device.type)
     batches = Batches(data, plan, accelerator)
-    settings = fingerprint_of(plan, batches, model, players, fingerprint)
+    graph = graph_options(compile, plan.device or "", epochs * batches.steps)
+    settings = fingerprint_of(plan, batches, model, players, fingerprint, graph)
     state = State(model, players, plan, batches.steps, accelerator)
     keeper = Keeper(state, checkpoint, checkpoint_seconds, settings)
     seed_everything(seed + accelerator.process_index)  # each process draws noise of its own
     resumed = keeper.begin(resume)
+    compiled = _compiled(state, batches, graph)
     watch = Watch(state, evaluate, on_epoch, on_step, log, progress)
     model.train()
     with watch.bar, stop_on_interrupt() as interrupted:
@@ -460,4 +480,4 @@ def fit(
             watch.after_epoch()
             watch.after_step()
         descend(state, batches, watch, keeper, interrupted)
-    return _result(state, keeper)
+    return _result(state, keeper, compiled)
