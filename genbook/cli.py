@@ -6,6 +6,7 @@ __all__ = ['app', 'find_recipe', 'recipes', 'train', 'evaluate', 'sample', 'reco
 # %% ../nbs/cli.ipynb #9123d01d
 #| code-fold: true
 import dataclasses
+import os
 import shlex
 import sys
 from functools import partial
@@ -18,6 +19,7 @@ from . import __version__
 from .cli_data import DATA_ROOT, JSON, data_app
 from .machine import settle
 from .recipes import as_text, changes_since, field_notes, look_up, override
+from .side_by_side import INTERRUPTED, Lane, leash, watch_all
 from .terminal import show, tell
 
 # %% ../nbs/cli.ipynb #0859b47b
@@ -40,7 +42,10 @@ app.add_typer(data_app, name="data")
 _RUN = typer.Argument(help="A name that `genbook records` lists, or a run's folder.")
 _THREADS = Annotated[
     int | None,
-    typer.Option(min=1, help="Threads of torch; else $OMP_NUM_THREADS, else as many as are free."),
+    typer.Option(
+        min=1,
+        help="Threads of torch, of several runs together; else $OMP_NUM_THREADS, else as many as are free.",
+    ),
 ]
 
 
@@ -106,7 +111,9 @@ def recipes(
 # %% ../nbs/cli.ipynb #88631c34
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A name that `genbook recipes` lists.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="RECIPE...", help="Names that `genbook recipes` lists.")
+    ],
     smoke: Annotated[
         bool,
         typer.Option(
@@ -124,7 +131,9 @@ def train(
     data_root: DATA_ROOT = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the run; else runs/NAME, where NAME tells what was changed."),
+        typer.Option(
+            help="Folder of the run, or of several runs; else runs/NAME, where NAME tells what was changed."
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or mps; else the best there is.")
@@ -144,10 +153,12 @@ def train(
         ),
     ] = None,
     threads: _THREADS = None,
+    on_leash: Annotated[bool, typer.Option("--on-leash", hidden=True)] = False,
 ) -> None:
-    """Train a recipe and write its record.
+    """Train a recipe and write its record; or several, side by side.
 
-    An interrupted run, exit status 130, goes on where it stopped when the same command is given again.
+    An interrupted run, exit status 130, goes on where it stopped when the same command is given again. Several runs are a
+    process each, with a log beside its folder; exit status 1 where one failed.
 
     \b
     Examples:
@@ -155,31 +166,83 @@ def train(
       genbook train vae-bmnist --smoke
       genbook train vae-bmnist --set latent=20 --set epochs=40
       genbook train iwae-bmnist --device cuda --precision fp32
+      genbook train simsiam-cifar10 simsiam-cifar10-no-stopgrad
     """  # noqa: D301
-    from genbook import families, runs
+    from genbook import families
 
+    if on_leash:
+        leash()
     if device is not None:
         look_up(device, ("cpu", "cuda", "mps"), "device")
     if precision is not None:
         look_up(precision, ("fp32", "bf16"), "precision")
         settings = [*(settings or []), f"precision={precision}"]
-    family, chosen = find_recipe(recipe)
-    if smoke:
-        chosen = dataclasses.replace(chosen.smoke(), name=f"{chosen.name}+smoke")
-    chosen = override(chosen, settings or [])
-    out = out or runs.runs_root() / chosen.name
-    if _is_finished(out, chosen, resume):
+    found = [_chosen(name, smoke, settings or []) for name in names]
+    folders = [_folder(recipe, out, len(names)) for _, recipe in found]
+    if len(names) > 1:
+        _settle(threads)
+        again = [f"--set={each}" for each in settings or []]
+        again += [
+            f"--{key}={value}"
+            for key, value in (("data-root", data_root), ("device", device))
+            if value
+        ]
+        again += ["--smoke"] * smoke + ["--no-resume"] * (not resume)
+        again += [] if compile_ is None else ["--compile" if compile_ else "--no-compile"]
+        _train_all(names, [recipe for _, recipe in found], folders, again)
+        return
+    ((family, chosen),), (folder,) = found, folders
+    if _is_finished(folder, chosen, resume):
         return
     _settle(threads)
+    job = families.Job(folder, data_root, device, resume, compile=compile_)
     try:
-        run = family.train(chosen, families.Job(out, data_root, device, resume, compile=compile_))
+        run = family.train(chosen, job)
     except KeyboardInterrupt:  # before the first step, or after the last
         run = None
     if run is None:
         tell(f"to go on: {_command()}", "yellow")
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
     show(_figures(run), title=run.name)
-    print(f"recorded in {out}")
+    print(f"recorded in {folder}")
+
+# %% ../nbs/cli.ipynb #6538659e
+#| code-fold: true
+def _chosen(name: str, smoke: bool, settings: list[str]) -> tuple[Any, Any]:
+    """A recipe's family, and the recipe as the options change it."""
+    family, recipe = find_recipe(name)
+    if smoke:
+        recipe = dataclasses.replace(recipe.smoke(), name=f"{recipe.name}+smoke")
+    return family, override(recipe, settings)
+
+
+def _folder(recipe: Any, out: Path | None, several: int) -> Path:
+    """Where a run goes: the folder that was named, a folder in it, or one among the runs."""
+    from genbook import runs
+
+    if out is not None and several == 1:
+        return out
+    return (out or runs.runs_root()) / recipe.name
+
+
+def _train_all(names: list[str], recipes: list, folders: list[Path], options: list[str]) -> None:
+    """Train recipes side by side, each by this command. Raises ValueError at a name given twice."""
+    if len(set(names)) < len(names):
+        raise ValueError(f"each recipe can be trained once, got {' '.join(names)}")
+    together = int(os.environ["OMP_NUM_THREADS"].split(",")[0])
+    options = [*options, f"--threads={max(1, together // len(names))}", "--on-leash"]
+    lanes = []
+    for name, recipe, folder in zip(names, recipes, folders, strict=True):
+        command = [sys.executable, "-m", "genbook.cli", "train", name, f"--out={folder}", *options]
+        lanes.append(Lane(recipe.name, command, folder, getattr(recipe, "epochs", None)))
+    statuses = watch_all(lanes)
+    show([lane.row() for lane in lanes], title="Side by side")
+    if any(status not in (0, INTERRUPTED) for status in statuses):
+        for lane in (lane for lane in lanes if lane.status() not in (0, INTERRUPTED)):
+            tell(f"{lane.name} {lane.state()}; the end of {lane.log}: {lane.last_words()}")
+    if any(statuses):
+        tell(f"to go on: {_command()}", "yellow")
+        raise typer.Exit(INTERRUPTED if set(statuses) <= {0, INTERRUPTED} else 1)
 
 # %% ../nbs/cli.ipynb #ef1a4442
 #| code-fold: true
@@ -204,7 +267,7 @@ def _is_finished(out: Path, recipe: Any, resume: bool) -> bool:
 
 def _command() -> str:
     """The command that goes on with the run that this one began."""
-    arguments = [argument for argument in _given if argument != "--no-resume"]
+    arguments = [argument for argument in _given if argument not in ("--no-resume", "--on-leash")]
     return shlex.join(["genbook", *arguments])
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from .graphs import compile_players, graph_options
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
@@ -33,6 +32,7 @@ from genbook.checkpoints import (
     stop_on_interrupt,
 )
 from .descent import OPTIMIZERS, SCHEDULES, Batches, Plan, check_data, make_accelerator
+from .graphs import compile_players, graph_options
 from .players import Mover, Player, players_of
 from .randomness import own_randomness, random_states, seed_everything, set_random_states
 from .runs import write_metrics
