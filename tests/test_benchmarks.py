@@ -24,13 +24,14 @@ def benchmark_script(root, monkeypatch):
     ("script", "rows"),
     [
         ("vae_training", ("starter", "book, fp32", "book, bf16", "vae-bmnist-fast")),
-        ("log_likelihood", ("starter", "book, fp32", "book, bf16")),
+        ("log_likelihood", ("starter", "book, fp32, before", "book, fp32", "book, bf16")),
         ("gaussian_vae", ("plain, fp32", "book, bf16, channels last")),
         ("critic_step", ("plain, fp32", "book, fp32", "book, bf16, channels last")),
         ("ddpm_step", ("plain, fp32", "book, fp32", "book, bf16, channels last")),
         ("views", ("torchvision, in the loop", "book")),
         ("threads", ("1 busy",)),
         ("evaluation", ("features of 500 images", "spectrum, 256 outputs")),
+        ("judges", ("Fréchet, 64 features", "kernel, interval of 20 halves")),
         ("card", ("vae-svhn", "simsiam-cifar10", "all             | one GPU | not measured")),
     ],
 )

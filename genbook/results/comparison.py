@@ -28,7 +28,7 @@ from ..judges.classifier import class_features, class_probabilities
 from genbook.judges.quality import (
     class_shares,
     frechet_distance,
-    kernel_distance,
+    kernel_interval,
     memorisation,
     precision_recall,
 )
@@ -336,8 +336,10 @@ class _Figures(dict):
         network = f"last hidden layer of {self.recipe.judge}'s classifier"
         note, unit = f"{n} images and as many of {known}, {network}", "squared distance of features"
         x, y = (self.found[f"{which}.features"].float() for which in (name, known))
-        for what, distance in (("frechet", frechet_distance), ("kernel", kernel_distance)):
-            value, low, high = self.half(distance, x, y)
+        for what, (value, low, high) in (
+            ("frechet", self.half(frechet_distance, x, y)),
+            ("kernel", kernel_interval(x, y, self.recipe.resamples, self.recipe.seed)),
+        ):
             self.put(f"{key}_{what}", value, (high - low) / 3.92, unit, note)
             self.put(f"{key}_{what}_low", low, None, unit, "95 % interval's lower end")
             self.put(f"{key}_{what}_high", high, None, unit, "95 % interval's upper end")
