@@ -9,8 +9,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 SITE := _build/html
 
-# Chapters run side by side, a process each: one thread each, or they get in each other's way.
+# Chapters run side by side, a process each: one thread each, or they get in each other's way (benchmarks/threads.py).
 export OMP_NUM_THREADS ?= 1
+# The C library keeps up to a gigabyte of what is freed for what is asked for next: genbook.machine says why.
+export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
+export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export TOKENIZERS_PARALLELISM := false
 export PYTHONDONTWRITEBYTECODE :=
 # What is formatted: genbook/ is what nbdev exports, but for the files that are written by hand.

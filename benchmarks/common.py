@@ -14,6 +14,7 @@ from torch import nn
 
 from genbook import data, runs
 from genbook.descent import epoch_order, make_accelerator
+from genbook.machine import keep_freed_memory
 from genbook.players import Objective
 from genbook.randomness import random_states, seed_everything, set_random_states
 from genbook.vae import binarised_mnist as vae
@@ -183,6 +184,7 @@ def set_up(options):
     """Threads as asked for, and the clock; tells the machine."""
     if options.threads:
         torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the command line does
     print(machine(), flush=True)
     return time.process_time if options.cpu_time else time.perf_counter
 

@@ -89,6 +89,7 @@ def main():
     contenders = {
         "plain, fp32": plain(fp32),
         "book, fp32": ours(fp32),
+        "book, fp32, channels last": ours(dataclasses.replace(fp32, channels_last=True)),
         "torch's layers, bf16, channels last": ours(recipe, torch_layers=True),
         "book, bf16": ours(dataclasses.replace(recipe, channels_last=False)),
         "book, bf16, channels last": ours(recipe),

@@ -55,6 +55,7 @@ class Job:
     device: str | None = None  # "cpu", "cuda", "mps"; the best there is where None
     resume: bool = True  # go on from the checkpoint in the folder where there is one
     progress: bool = True  # tell on standard error how it goes
+    compile: bool | str | None = None  # a step is one graph; where that pays where None
 
     def __post_init__(self):
         object.__setattr__(self, "out", Path(self.out))
@@ -76,6 +77,7 @@ class Made:
     dtype: str | None = "float16"  # of real numbers in the file; None keeps each as it is
     found: Mapping[str, Tensor] | None = None  # measured on the model, kept beside it
     main: bool = True  # whether this process is the one that writes files
+    notes: str | None = None  # what a reader of the record must know of how it was made
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,7 @@ def _keep(family: Family, recipe: Any, job: Job, splits: Splits | None, made: Ma
         epochs_done=getattr(recipe, "epochs", 0),
         metrics=family.figures(recipe, judged, splits),
         weights=made.file,
+        notes=made.notes,
     )
     job.checkpoint.unlink(missing_ok=True)
 
@@ -246,6 +249,7 @@ def fit_recipe(
         checkpoint_seconds=checkpoint_seconds,
         resume=job.resume,
         fingerprint=dataclasses.asdict(recipe),
+        compile=job.compile,
         log=job.out / "metrics.csv",
         progress=job.progress,
     )
@@ -254,7 +258,8 @@ def fit_recipe(
             print(result.message, file=sys.stderr)
         return None
     device = str(next(model.parameters()).device)
-    return Made(result.model, result.seconds, device, main=result.main)
+    notes = "Each step was compiled into one graph by torch.compile." if result.compiled else None
+    return Made(result.model, result.seconds, device, main=result.main, notes=notes)
 
 # %% ../nbs/families.ipynb #a149a94a
 class Measured(dict):

@@ -111,9 +111,11 @@ class Mover:
 
     def end_epoch(self, accelerator: Accelerator) -> dict[str, float]:
         """The epoch's means over all processes, as columns of the history; a new epoch begins."""
-        means = accelerator.reduce(self.trace.double().nanmean(0), "mean").tolist()
+        means = self.trace.cpu().double().nanmean(0)  # of whole epochs, in float64
+        if accelerator.num_processes > 1:
+            means = accelerator.reduce(means.to(self.trace.device), "mean")
         self.trace.fill_(math.nan)
-        named = zip(self.names, means, strict=True)
+        named = zip(self.names, means.tolist(), strict=True)
         return {f"train_{name}": mean for name, mean in named if not math.isnan(mean)}
 
     def state(self) -> dict:

@@ -32,9 +32,11 @@ from genbook.checkpoints import (
     stop_on_interrupt,
 )
 from .descent import OPTIMIZERS, SCHEDULES, Batches, Plan, check_data, make_accelerator
+from .graphs import compile_players, graph_options
 from .players import Mover, Player, players_of
 from .randomness import own_randomness, random_states, seed_everything, set_random_states
 from .runs import write_metrics
+from .terminal import tell
 
 # %% ../nbs/training.ipynb #476c2177
 def fingerprint_of(
@@ -43,6 +45,7 @@ def fingerprint_of(
     model: nn.Module,
     players: Sequence[Player],
     more: Mapping | None = None,  # what else must agree, such as a recipe
+    graph: Mapping | None = None,  # how the step is compiled
 ) -> dict:
     """What must agree for a checkpoint to be a run's: the plan, and the shapes of all it works on."""
     maker = getattr(plan.optimizer, "__qualname__", None) or str(plan.optimizer)
@@ -53,6 +56,7 @@ def fingerprint_of(
         "data": [[str(tensor.dtype), *tensor.shape] for tensor in batches.tensors],
         "model": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
         "players": [[player.part, player.every] for player in players],
+        "graph": graph,
         **{f"fingerprint.{key}": value for key, value in (more or {}).items()},
     }
     return json.loads(json.dumps(settings, default=str))
@@ -72,6 +76,7 @@ class State:
         self.model, self.plan, self.steps, self.accelerator = model, plan, steps, accelerator
         self.step, self.seconds = 0, 0.0
         self.history: list[dict] = []
+        self.began_with: int | None = None  # threads, of a run that was resumed
         self.total = plan.epochs * steps
         layout = torch.channels_last if plan.channels_last else torch.preserve_format
         model.to(accelerator.device, memory_format=layout)
@@ -120,6 +125,7 @@ class State:
             weights = {name: part.state_dict() for name, part in self.parts.items()}
             movers = [mover.state() for mover in self.movers]
             kept = {"fingerprint": fingerprint, "random": states, "movers": movers}
+            kept["threads"] = torch.get_num_threads()
             save_checkpoint(path, kept | counted | weights)
 
     def resume(self, path: "str | Path", fingerprint: dict) -> bool:
@@ -134,6 +140,7 @@ class State:
             mover.load(state, self.accelerator.device)
         self.step, self.seconds, self.history = kept["step"], kept["seconds"], kept["history"]
         set_random_states(kept["random"][self.accelerator.process_index])
+        self.began_with = kept.get("threads")
         return True
 
 # %% ../nbs/training.ipynb #f435c660
@@ -165,6 +172,8 @@ class Keeper:
         if not resumed and self.path is not None and state.accelerator.is_main_process:
             # A kill before the first save must not bring an old run back.
             Path(self.path).unlink(missing_ok=True)
+        if resumed and state.accelerator.device.type == "cpu":
+            _told_threads(state.began_with, torch.get_num_threads())
         return resumed
 
     def start_clock(self) -> None:
@@ -197,6 +206,12 @@ class Keeper:
             with self.off_the_clock():
                 self.save()
         return stop
+
+
+def _told_threads(before: int | None, now: int) -> None:
+    """Say where a run goes on with another number of threads, which changes last digits."""
+    if before not in (None, now):
+        tell(f"the run had {before} threads and goes on with {now}: equal but for rounding", "dim")
 
 # %% ../nbs/training.ipynb #93aa13b2
 CHECK_EVERY = 50  # steps between looks on a GPU, where each makes the processor wait
@@ -327,8 +342,8 @@ def descend(
             state.step += 1
             for mover in state.on_turn():
                 mover.set_lr(factor)
-                loss, metrics = mover.compute(batch)
                 mover.optimizer.zero_grad()
+                loss, metrics = mover.compute(batch)
                 loss.backward()
                 if plan.clip is not None:
                     nn.utils.clip_grad_norm_(mover.weights, plan.clip)
@@ -349,6 +364,18 @@ def descend(
                 watch.after_epoch()
                 keeper.save()
 
+# %% ../nbs/training.ipynb #86b21665
+def _compiled(state: State, batches: Batches, graph: dict | None) -> bool:
+    """Compile the steps that are left, where asked for; whether all players' could be."""
+    if graph is None or state.step == state.total:
+        return False
+    began, batch = time.perf_counter(), next(batches.rest_of_epoch(state.step))
+    told = compile_players(state.model, state.movers, state.hold_all_but, batch, graph)
+    state.seconds += time.perf_counter() - began
+    for sentence in told if state.accelerator.is_main_process else []:
+        tell(sentence, "yellow")
+    return not told
+
 # %% ../nbs/training.ipynb #55e429b1
 @dataclass
 class FitResult:
@@ -361,9 +388,10 @@ class FitResult:
     step: int = 0  # optimiser steps done
     message: str = ""  # where the run stopped and how to resume
     main: bool = True  # whether this process is the one that writes files
+    compiled: bool = False  # whether the step of every player was a graph
 
 
-def _result(state: State, keeper: Keeper) -> FitResult:
+def _result(state: State, keeper: Keeper, compiled: bool) -> FitResult:
     """Let go of the weights, put the average in their place, and say how far the run came."""
     for mover in state.movers:
         mover.hold(True)
@@ -378,7 +406,8 @@ def _result(state: State, keeper: Keeper) -> FitResult:
         where = f"step {step} of {state.total}, in epoch {step // state.steps + 1} of {epochs}"
         message = f"stopped after {where}; {again}"
     main = state.accelerator.is_main_process
-    return FitResult(state.history, model, state.seconds, step == state.total, step, message, main)
+    done = step == state.total
+    return FitResult(state.history, model, state.seconds, done, step, message, main, compiled)
 
 # %% ../nbs/training.ipynb #bd4ebefb
 def fit(
@@ -405,6 +434,7 @@ def fit(
     resume: bool = True,  # go on from the checkpoint where there is one
     fingerprint: Mapping | None = None,  # what else must agree to resume, such as the recipe
     clip: float | None = None,  # largest norm of the gradient; None for no limit
+    compile: "bool | str | None" = False,  # a step is one graph: see `graph_options`
     log: "str | Path | None" = None,  # a CSV of the history, rewritten after each epoch
     progress: bool = True,  # a bar on a terminal, else a line an epoch, on standard error
 ) -> FitResult:
@@ -419,7 +449,7 @@ def fit(
     evaluation mode, without gradients and with random numbers of their own, so that looking
     at a run does not change it. Interrupted or killed, and started again with the same
     `checkpoint`, a run ends with the weights it would have had undisturbed, bit for bit on
-    the same machine.
+    the same machine with as many threads.
 
     Raises:
         ValueError: an argument is out of range, or the checkpoint belongs to another run.
@@ -436,11 +466,13 @@ def fit(
     accelerator = make_accelerator(device, precision)
     plan = replace(plan, device=accelerator.device.type)
     batches = Batches(data, plan, accelerator)
-    settings = fingerprint_of(plan, batches, model, players, fingerprint)
+    graph = graph_options(compile, plan.device or "", epochs * batches.steps)
+    settings = fingerprint_of(plan, batches, model, players, fingerprint, graph)
     state = State(model, players, plan, batches.steps, accelerator)
     keeper = Keeper(state, checkpoint, checkpoint_seconds, settings)
     seed_everything(seed + accelerator.process_index)  # each process draws noise of its own
     resumed = keeper.begin(resume)
+    compiled = _compiled(state, batches, graph)
     watch = Watch(state, evaluate, on_epoch, on_step, log, progress)
     model.train()
     with watch.bar, stop_on_interrupt() as interrupted:
@@ -448,4 +480,4 @@ def fit(
             watch.after_epoch()
             watch.after_step()
         descend(state, batches, watch, keeper, interrupted)
-    return _result(state, keeper)
+    return _result(state, keeper, compiled)

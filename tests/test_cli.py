@@ -21,6 +21,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("GENBOOK_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("GENBOOK_DATA", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else a command looks how busy the machine is
     return tmp_path
 
 
@@ -41,6 +42,7 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("finished")
     environment = pytest.MonkeyPatch()
     environment.setenv("GENBOOK_RUNS", str(root))
+    environment.setenv("OMP_NUM_THREADS", "1")
     assert cli.main(["train", "vae-bmnist", "--smoke", "--set", "epochs=1"]) == 0
     environment.undo()
     return root
@@ -311,6 +313,27 @@ def test_interrupted_training_says_how_to_go_on_and_does(place):
     assert (folder / "model.safetensors").read_bytes() == (
         place / "other" / "model.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "free", "threads"), [(["--threads", "3"], 1.0, "3"), ([], 1.2, "1"), ([], 4.0, "4")]
+)
+def test_training_takes_the_threads_that_are_free(place, given, free, threads):
+    """On a machine of four cores, of which others leave some: a sentence where they leave few."""
+    code = (
+        "import sys, torch; from genbook import cli, machine; machine.cores = lambda: 4; "
+        f"machine.free_cores = lambda: {free}; status = cli.main(sys.argv[1:]); "
+        "print(torch.get_num_threads()); sys.exit(status)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    arguments = ["train", "vae-bmnist", "--smoke", "--set", "epochs=1", *given]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True, text=True, timeout=300, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == threads
+    assert ("others use 2.8 of 4 cores: 1 thread;" in done.stderr) == (free == 1.2)
 
 
 # Records

@@ -9,9 +9,11 @@ import torch
 from genbook import runs, training
 from genbook.data import Split, Splits, import_torchvision
 from genbook.families import Job, all_recipes
-from genbook.selfsupervised import relatives, simsiam
-from genbook.selfsupervised.pretraining import measure, resnet18
+from genbook.selfsupervised import pretraining, relatives, representations, simsiam
+from genbook.selfsupervised.encoder import resnet18
+from genbook.selfsupervised.pretraining import measure
 from genbook.selfsupervised.simsiam import RECIPES, SimSiam
+from genbook.selfsupervised.views import Augmentation
 
 
 @pytest.fixture(autouse=True)
@@ -163,3 +165,33 @@ def test_k_larger_than_the_bank_is_refused(tmp_path):
     recipe = dataclasses.replace(tiny(RECIPES["simsiam-cifar10"]), k=201)
     with pytest.raises(ValueError, match="k must be from 1 to the 200 images"):
         simsiam.train(recipe, quiet(tmp_path))
+
+
+def test_the_size_of_parts_changes_no_view_and_no_feature(monkeypatch):
+    """A card takes many images at once; views are drawn for as many together as on a processor."""
+    recipe = RECIPES["simsiam-cifar10"].smoke()
+    images = torch.randint(0, 256, (520, 3, 32, 32), dtype=torch.uint8)
+    model = recipe.model().eval()
+    found = []
+    for size in (250, 1000):
+        monkeypatch.setattr(pretraining, "AT_ONCE", {"cpu": size})
+        z1, z2 = pretraining.views_of(model, images, Augmentation(), seed=4)
+        found.append((z1, z2, *pretraining.outputs(model, images)))
+    for small, large in zip(*found, strict=True):
+        torch.testing.assert_close(small, large, rtol=1e-4, atol=1e-5)
+    whole = model.encoder.fc
+    features = pretraining.features_of(model, images)
+    assert torch.equal(features, found[1][2]) and model.encoder.fc is whole
+    with torch.no_grad():
+        torch.testing.assert_close(whole(features), found[1][3], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "d"), [(30, 50), (50, 30), (40, 40)])
+def test_the_spectrum_is_that_of_the_covariance(n, d):
+    """By the smaller of two matrices, with zeros for the axes along which nothing varies."""
+    z = torch.randn(n, d, generator=torch.Generator().manual_seed(0))
+    u = torch.nn.functional.normalize(z.double(), dim=1)
+    wanted = torch.linalg.eigvalsh(u.T.cov(correction=0)).flip(0).clamp(min=0).float()
+    found = representations.spectrum(z)
+    assert found.shape == (d,)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)

@@ -188,6 +188,22 @@ def test_interrupted_and_resumed_is_the_undisturbed_run(tmp_path, whole, step):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # put back
 
 
+def test_another_number_of_threads_is_told(tmp_path, capsys):
+    """Sums are added in another order then, so the promise of equal bits does not hold."""
+    path, threads = tmp_path / "c.pt", torch.get_num_threads()
+    arguments = dict(epochs=1, checkpoint=path, **SETTINGS)
+    fit(network(), interrupted_at(2), toy(), **arguments)
+    try:
+        torch.set_num_threads(threads + 1)
+        fit(network(), interrupted_at(2), toy(), **arguments)
+        told = f"had {threads} threads and goes on with {threads + 1}"
+        assert told in capsys.readouterr().err
+        fit(network(), noisy, toy(), **arguments)
+        assert "threads" not in capsys.readouterr().err
+    finally:
+        torch.set_num_threads(threads)
+
+
 def pair():
     torch.manual_seed(2)
     return nn.ModuleDict({"left": network(), "right": nn.Linear(12, 12)})

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
+from ..likelihoods import at_hand
+
 # %% ../../nbs/diffusion/derivation.ipynb #58f8e57c
 # Data on a line that samplers are tried on: a mixture of three Gaussians.
 WEIGHTS = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
@@ -130,14 +132,14 @@ def extract(
     Returns:
         `(B, 1, 1, ...)`, with as many axes as x_shape.
     Raises:
-        ValueError: t is not a vector of B integers, or leaves [0, T).
+        ValueError: t is not a vector of B integers, or, on a processor, leaves [0, T).
     """
     if t.ndim != 1 or len(t) != x_shape[0] or t.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             f"t must be {x_shape[0]} integers, one for each of the batch, "
             f"got {t.dtype} of shape {tuple(t.shape)}"
         )
-    if ((t < 0) | (t >= len(a))).any():  # a negative index would count from the end
+    if at_hand(t) and ((t < 0) | (t >= len(a))).any():  # −1 would count from the end
         raise ValueError(f"t must lie in [0, {len(a)}), got {t.min().item()} to {t.max().item()}")
     return a[t].reshape(-1, *(1,) * (len(x_shape) - 1))
 
@@ -198,7 +200,7 @@ class NoiseSchedule(nn.Module):
 
     def __init__(self, betas: Float[Tensor, "timesteps"]):
         super().__init__()
-        betas = torch.as_tensor(betas).detach().double()
+        betas = torch.as_tensor(betas).detach().cpu().double()
         _check_betas(betas)
         self.timesteps = len(betas)
         alphas = 1 - betas
@@ -316,10 +318,9 @@ def predict_noise(
 
 def call_back(callback: Callback | None, t_index: int, x: Float[Tensor, "..."]) -> None:
     """Tell whoever listens of a step. Raises RuntimeError, naming the step, where that fails."""
-    if callback is None:
-        return
     try:
-        callback(t_index, x)
+        if callback is not None:
+            callback(t_index, x)
     except Exception as error:
         raise RuntimeError(f"callback failed at t_index {t_index}: {error!r}") from error
 
@@ -359,7 +360,7 @@ class ReverseProcess(ForwardProcess):
         Raises:
             ValueError: t outside [0, T) or not t_index, or a prediction of another shape.
         """
-        if (t != t_index).any():
+        if at_hand(t) and (t != t_index).any():
             raise ValueError(f"t must be t_index, {t_index}, for all, got {t.tolist()}")
         mean = self.p_mean(model, x, t)
         if t_index == 0:

@@ -26,7 +26,7 @@ def _path(diffusion, steps, first=None):
     if not 1 <= steps <= first + 1:
         raise ValueError(f"steps must lie in [1, {first + 1}], got {steps}")
     # In float64: near t = 0 the differences of ᾱ are small.
-    kept = (1 - diffusion.betas.double().cpu()).cumprod(0)
+    kept = (1 - diffusion.betas.cpu().double()).cumprod(0)
     indices = torch.linspace(first, 0, steps).round().long()
     levels = [*kept[indices].tolist(), 1.0]
     return [(t, *pair) for t, pair in zip(indices.tolist(), itertools.pairwise(levels))]

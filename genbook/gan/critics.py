@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..likelihoods import at_hand
+
 # %% ../../nbs/gan/critics.ipynb #b936865c
 @dataclass(frozen=True)
 class FDivergence:
@@ -114,10 +116,8 @@ def raw_scores(
 
 def _finite(value: Tensor, **named: Tensor) -> Tensor:
     """The value, if finite; else what is wrong. Only then more than it is looked at."""
-    if torch.compiler.is_compiling() or (
-        value.is_cuda and torch.cuda.is_current_stream_capturing()
-    ):
-        return value  # a graph can't wait for a number
+    if not at_hand(value):
+        return value  # neither a card nor a graph is waited for
     if not torch.isfinite(value):
         for name, tensor in named.items():
             if not torch.isfinite(tensor).all():

@@ -32,6 +32,7 @@ from genbook.gan.critics import (
     raw_scores,
     slopes_and_scores,
 )
+from ..measures import in_double
 from ..randomness import own_randomness
 
 # %% ../../nbs/gan/two-lines.ipynb #155863f8
@@ -202,16 +203,16 @@ def _estimates(
     penalty_weight: float,
 ) -> dict[str, float]:
     def mean(values):
-        values = values.double()
+        values = in_double(values)
         return values.mean().item(), values.var().item() / len(values)
 
-    score_x, score_y = score_x.double(), score_y.double()
+    score_x, score_y = in_double(score_x), in_double(score_y)
     if objective == "hellinger":
         (p, var_p), (q, var_q) = mean(-torch.expm1(-score_x)), mean(torch.expm1(score_y))
         return {"hellinger": p - q, "hellinger_se": math.sqrt(var_p + var_q)}
     assert slope is not None  # always measured with this objective
     (p, var_p), (q, var_q) = mean(score_x), mean(score_y)
-    excess, var_excess = mean((slope.double() - 1).clamp(min=0).square())
+    excess, var_excess = mean((in_double(slope) - 1).clamp(min=0).square())
     return {
         "raw": p - q,
         "raw_se": math.sqrt(var_p + var_q),
@@ -294,9 +295,10 @@ def measure(
 
 def _at(curve: Tensor, height: Tensor) -> Tensor:
     """A curve over equal steps from 0 to 1, read at other heights along straight lines."""
-    place = height.double() * (len(curve) - 1)
+    curve = in_double(curve)
+    place = in_double(height) * (len(curve) - 1)
     below = place.long().clamp(max=len(curve) - 2)
-    return torch.lerp(curve.double()[below], curve.double()[below + 1], place - below)
+    return torch.lerp(curve[below], curve[below + 1], place - below)
 
 # %% ../../nbs/gan/two-lines.ipynb #79206879
 #| code-fold: true

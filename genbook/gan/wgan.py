@@ -24,6 +24,7 @@ from ..families import Family, Headline, Job, Made, fit_recipe
 from .critics import between, lp_reg, slopes_and_scores, vf_wasserstein_distance
 from .smooth_layers import HalvingConv2d, LeakyReLU
 from ..images import nearest, roughness, scale_pixels, show_pixels, with_neighbours
+from ..measures import in_double
 from ..players import Player
 from ..randomness import own_randomness
 from ..viz import to_png
@@ -319,9 +320,9 @@ def final_metrics(
 
 def _distances(critic: Critic, images: dict[str, Tensor], fakes: Tensor) -> dict[str, dict]:
     """By split, the mean score of as many images as there are fakes, less that of the fakes."""
-    metrics, f_fake = {}, scores(critic, fakes).double()
+    metrics, f_fake = {}, in_double(scores(critic, fakes))
     for split, some in images.items():
-        f_real = scores(critic, scale_pixels(some[: len(fakes)])).double()
+        f_real = in_double(scores(critic, scale_pixels(some[: len(fakes)])))
         metrics[f"{split}_wasserstein"] = runs.metric(
             f_real.mean() - f_fake.mean(),
             se=(f_real.var() / len(f_real) + f_fake.var() / len(f_fake)).sqrt(),

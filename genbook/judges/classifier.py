@@ -20,7 +20,7 @@ from .. import runs
 from ..data import Splits
 from ..families import Family, Headline, Job, Made, fit_recipe
 from ..images import scale_pixels
-from ..measures import total_variation
+from ..measures import in_double, total_variation
 from ..randomness import own_randomness
 from ..viz import to_png
 
@@ -173,7 +173,7 @@ def calibration(
     """
     bin_of = (confidence * bins).long().clamp(max=bins - 1)
     sums = torch.zeros(bins, dtype=torch.float64)
-    sums.index_add_(0, bin_of, (confidence - right).double())
+    sums.index_add_(0, bin_of, in_double(confidence - right))
     return (sums.abs().sum() / len(confidence)).item()
 
 
@@ -190,8 +190,8 @@ def final_metrics(
     for split in ("valid", "test"):
         images, labels = splits[split]
         assert labels is not None  # the sets of digits have them
-        p = class_probabilities(model, scale_pixels(images)).double()
-        right = (p.argmax(1) == labels).double()
+        p = in_double(class_probabilities(model, scale_pixels(images)))
+        right = in_double(p.argmax(1) == labels)
         log_p = p.gather(1, labels[:, None])[:, 0].log()
         for key, values, unit, note, tolerance in (
             ("accuracy", right, "of 1", "share of images named as labelled", 5e-4),

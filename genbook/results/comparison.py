@@ -28,11 +28,11 @@ from ..judges.classifier import class_features, class_probabilities
 from genbook.judges.quality import (
     class_shares,
     frechet_distance,
-    kernel_distance,
+    kernel_interval,
     memorisation,
     precision_recall,
 )
-from ..measures import bootstrap, entropy
+from ..measures import bootstrap, entropy, in_double
 from ..randomness import own_randomness
 from ..viz import to_png
 
@@ -223,7 +223,7 @@ def detail_distance(
         raise ValueError(f"x and y must hold as many numbers, got {told}")
     if min(x.min(), y.min()) <= 0:
         raise ValueError("roughness must be above 0")
-    x, y = (some.double().log().sort().values for some in (x, y))
+    x, y = (in_double(some).log().sort().values for some in (x, y))
     return (x - y).abs().mean().item()
 
 # %% ../../nbs/results/comparison.ipynb #f0b495be
@@ -336,8 +336,10 @@ class _Figures(dict):
         network = f"last hidden layer of {self.recipe.judge}'s classifier"
         note, unit = f"{n} images and as many of {known}, {network}", "squared distance of features"
         x, y = (self.found[f"{which}.features"].float() for which in (name, known))
-        for what, distance in (("frechet", frechet_distance), ("kernel", kernel_distance)):
-            value, low, high = self.half(distance, x, y)
+        for what, (value, low, high) in (
+            ("frechet", self.half(frechet_distance, x, y)),
+            ("kernel", kernel_interval(x, y, self.recipe.resamples, self.recipe.seed)),
+        ):
             self.put(f"{key}_{what}", value, (high - low) / 3.92, unit, note)
             self.put(f"{key}_{what}_low", low, None, unit, "95 % interval's lower end")
             self.put(f"{key}_{what}_high", high, None, unit, "95 % interval's upper end")
@@ -358,7 +360,7 @@ class _Figures(dict):
     def detail(self, name: str) -> None:
         """A set's roughness, and how far it is from that of test images."""
         key, known, n = name.replace(" ", "_"), self.recipe.reference(name), self.recipe.samples
-        rough, smooth = (self.found[f"{which}.roughness"].double() for which in (name, known))
+        rough, smooth = (in_double(self.found[f"{which}.roughness"]) for which in (name, known))
         unit, note = "squared pixels", "mean squared difference of neighbouring pixels"
         self.put(f"{key}_roughness", rough.mean(), rough.std() / n**0.5, unit, note, 1e-4)
         if name != known:

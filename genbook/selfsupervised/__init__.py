@@ -1,17 +1,8 @@
 """Learning without labels: views, how representations are judged, SimSiam and its relatives."""
 
 from .collapse import fixed_points, integrate, plain_flow, stop_gradient_flow, survives
-from .pretraining import (
-    PretrainRecipe,
-    monitor,
-    outputs,
-    predictor,
-    projector,
-    resnet18,
-    sgd,
-    two_views,
-    views_of,
-)
+from .encoder import predictor, projector, resnet18
+from .pretraining import PretrainRecipe, features_of, monitor, outputs, sgd, two_views, views_of
 from .relatives import (
     BYOL,
     RelativeRecipe,
@@ -41,6 +32,7 @@ __all__ = [
     "barlow_twins_loss",
     "directional",
     "effective_rank",
+    "features_of",
     "fixed_points",
     "heavily",
     "integrate",

@@ -18,15 +18,12 @@ from torch import Tensor, nn
 
 from ..families import Family, Headline
 from ..randomness import own_randomness
+from .encoder import check_views, predictor, projector, resnet18
 from genbook.selfsupervised.pretraining import (
     PretrainRecipe,
-    check_views,
     figures,
     portrait,
-    predictor,
     pretrain,
-    projector,
-    resnet18,
     two_views,
 )
 from .representations import spread

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ..measures import in_double
+
 # %% ../../nbs/selfsupervised/representations.ipynb #2b24a046
 def knn_votes(
     bank: Float[Tensor, "n features"],
@@ -74,9 +76,12 @@ def spread(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
 # %% ../../nbs/selfsupervised/representations.ipynb #4f42d2d5
 def spectrum(z: Float[Tensor, "n d"]) -> Float[Tensor, "d"]:
     """Variances of ℓ²-normalised outputs along their principal axes, the largest first."""
-    z = F.normalize(z.double(), dim=1)
+    z = F.normalize(in_double(z), dim=1)
     z = z - z.mean(0)
-    return torch.linalg.eigvalsh(z.T @ z / len(z)).flip(0).clamp(min=0).to(torch.float32)
+    n, d = z.shape
+    products = z @ z.T if n < d else z.T @ z  # the same eigenvalues, but for zeros
+    values = torch.linalg.eigvalsh(products / n).flip(0).clamp(min=0)
+    return F.pad(values, (0, d - len(values))).to(torch.float32)
 
 
 def effective_rank(variances: Float[Tensor, "d"]) -> Float[Tensor, ""]:
@@ -85,10 +90,11 @@ def effective_rank(variances: Float[Tensor, "d"]) -> Float[Tensor, ""]:
     d for equal variances, 1 where one axis has all ({eq}`eq-effective-rank`); and 0 where
     there is no variance at all.
     """
-    total = variances.double().sum()
+    variances = in_double(variances)
+    total = variances.sum()
     if total <= 0:
         return variances.new_zeros((), dtype=torch.float32)
-    return torch.special.entr(variances.double() / total).sum().exp().float()
+    return torch.special.entr(variances / total).sum().exp().float()
 
 # %% ../../nbs/selfsupervised/representations.ipynb #45078f62
 def squared_distances(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:

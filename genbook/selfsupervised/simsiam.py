@@ -19,15 +19,12 @@ from torch import Tensor, nn
 from ..descent import cosine
 from ..families import Family, Headline
 from ..randomness import own_randomness
+from .encoder import check_views, predictor, projector, resnet18
 from genbook.selfsupervised.pretraining import (
     PretrainRecipe,
-    check_views,
     figures,
     portrait,
-    predictor,
     pretrain,
-    projector,
-    resnet18,
 )
 
 # %% ../../nbs/selfsupervised/simsiam.ipynb #b7b1bd42
@@ -44,8 +41,8 @@ class CosineSimilarity(nn.Module):
         x2: Float[Tensor, "*#shape"],
     ) -> Float[Tensor, "*rest"]:
         """x1 · x2 over the product of their lengths ({eq}`eq-cosine-similarity`)."""
-        lengths = (x.norm(dim=self.dim).clamp(min=self.eps) for x in (x1, x2))
-        return (x1 * x2).sum(self.dim) / math.prod(lengths)
+        length1, length2 = (x.norm(dim=self.dim).clamp(min=self.eps) for x in (x1, x2))
+        return (x1 * x2).sum(self.dim) / (length1 * length2)
 
 # %% ../../nbs/selfsupervised/simsiam.ipynb #4ebbb36b
 MLP_MODES = (None, "no_pred_mlp", "fixed_random_init")

@@ -8,10 +8,13 @@ __all__ = ['Boxes', 'GREY', 'ADJUSTMENTS', 'MEAN', 'STD', 'draw_boxes', 'interpo
 #| code-fold: true
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
+
+from ..likelihoods import at_hand
 
 # %% ../../nbs/selfsupervised/views.ipynb #1a0c99c1
 Boxes = tuple[Tensor, Tensor, Tensor, Tensor]  # top, left, height and width of n crops
@@ -154,7 +157,7 @@ def adjust_hue(x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, "n"]) -> Float
         torch.where(which == 1, 2 + (blue - red) / by, 4 + (red - green) / by),
     )
     hue = hue + 6 * factor[:, None, None]
-    offset = torch.tensor([5.0, 3.0, 1.0], device=x.device)[:, None, None]
+    offset = torch.arange(5.0, 0.0, -2.0, device=x.device)[:, None, None]
     k = torch.remainder(offset + hue[:, None], 6)
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
@@ -174,6 +177,8 @@ def jitter(
         factors: of the four of `ADJUSTMENTS`, per image.
         order: a permutation of 0 … 3 per image: which of the four comes first, second, ….
     """
+    if not at_hand(x):
+        return _jitter_all(x, factors, order)
     x = x.clone()
     for place in range(4):
         for which, adjust in enumerate(ADJUSTMENTS):
@@ -182,7 +187,31 @@ def jitter(
                 x[chosen] = adjust(x[chosen], factors[which, chosen])
     return x
 
+
+def _jitter_all(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """The same without picking images: each gets a mixture and a turn, and keeps one of them."""
+    for which in order.unbind(1):
+        factor = factors.gather(0, which[None])[0]
+        which, grey = which[:, None, None, None], to_grey(x)
+        mean = grey.mean((1, 2, 3), keepdim=True)
+        other = torch.where(which == 1, mean, torch.where(which == 2, grey, 0))
+        x = torch.where(which == 3, adjust_hue(x, factor), _towards(x, other, factor))
+    return x
+
 # %% ../../nbs/selfsupervised/views.ipynb #1e2e0ae5
+def _there(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers as a column of pixels on a device."""
+    if torch.compiler.is_compiling():  # a graph holds its constants
+        return torch.tensor(numbers, dtype=torch.float32, device=device)[:, None, None]
+    return _brought(numbers, device)
+
+
+@cache
+def _brought(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """The same, brought there once: each time would be a wait for the device."""
+    return torch.tensor(numbers, dtype=torch.float32, device=device)[:, None, None]
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """Random views of images: what is drawn, and for how many of them.
@@ -230,12 +259,15 @@ class Augmentation:
         boxes = draw_boxes(n, images.shape[-1], self.scale, device=device)
         x = crop(images / 255, boxes, chosen(self.p_mirror))
 
-        strength = torch.tensor(self.jitter, device=device)[:, None]
-        centre = torch.tensor([1.0, 1.0, 1.0, 0.0], device=device)[:, None]
+        strength, centre = (_there(row, device)[..., 0] for row in (self.jitter, (1, 1, 1, 0)))
         factors = centre + strength * (2 * torch.rand(4, n, device=device) - 1)
         order = torch.rand(n, 4, device=device).argsort(1)
-        some = chosen(self.p_jitter).nonzero()[:, 0]
-        x[some] = jitter(x[some], factors[:, some], order[some])
+        some = chosen(self.p_jitter)
+        if at_hand(some):
+            some = some.nonzero()[:, 0]
+            x[some] = jitter(x[some], factors[:, some], order[some])
+        else:
+            x = torch.where(some[:, None, None, None], jitter(x, factors, order), x)
 
         grey = chosen(self.p_grey)[:, None, None, None]
         return torch.where(grey, to_grey(x), x)
@@ -249,7 +281,7 @@ def normalise(
     x: Float[Tensor, "n 3 h w"],
 ) -> Float[Tensor, "n 3 h w"]:
     """Images in [0, 1] less CIFAR-10's mean, over its standard deviation, by channel."""
-    mean, std = (torch.tensor(stats, device=x.device)[:, None, None] for stats in (MEAN, STD))
+    mean, std = (_there(stats, x.device) for stats in (MEAN, STD))
     return (x - mean) / std
 
 

@@ -22,6 +22,7 @@ from .. import runs
 from ..data import Splits
 from ..families import Family, Headline, Job, Made, fit_recipe
 from ..images import nearest, scale_pixels, show_pixels, with_neighbours
+from ..measures import in_double
 from ..randomness import own_randomness
 from .elbo import ACTIVE, active_units
 from genbook.vae.gaussian_model import (
@@ -243,7 +244,7 @@ def likelihood_figures(
         gain = model.log_likelihood(x, recipe.eval_samples).cpu() - elbo[: len(some)]
     note = f"importance sampling, K = {recipe.eval_samples}"
     found = runs.mean_metric(gain, split="test", note=f"of log p(x) over the ELBO, {note}", **_NATS)
-    shared = torch.stack([elbo[: len(some)], gain]).double().cov()[0, 1].item()
+    shared = in_double(torch.stack([elbo[: len(some)], gain])).cov()[0, 1].item()
     log_px = runs.mean_metric(
         elbo, split="test", note=f"{note}; the ELBO of all and test_gain", **_NATS
     )
@@ -323,7 +324,7 @@ def spectrum(
     x: Float[Tensor, "n 3 32 32"],
 ) -> Float[Tensor, "17"]:
     """Mean power of images at 0, 1, … 16 periods an image."""
-    grey = x.double().mean(1)
+    grey = in_double(x).mean(1)
     power = torch.fft.fft2(grey, norm="ortho").abs().square().mean(0)
     frequency = torch.fft.fftfreq(32, 1 / 32)
     radius = torch.hypot(frequency[:, None], frequency[None]).round().long().flatten()

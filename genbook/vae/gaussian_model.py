@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ..images import scale_pixels
+from ..likelihoods import at_hand
 from .elbo import reparameterise
 from .importance import importance_log_likelihood
 
@@ -135,12 +136,12 @@ def conv_decoder(
 
 # %% ../../nbs/vae/gaussian-model.ipynb #6ddb3aeb
 def _check_images(x: Tensor) -> None:
-    """Raise ValueError unless x are finite real images, `(B, 3, 32, 32)`."""
+    """Raise ValueError unless x are real images, `(B, 3, 32, 32)`; and finite, where at hand."""
     if x.ndim != 4 or x.shape[1:] != (3, 32, 32):
         raise ValueError(f"x must be of shape (B, 3, 32, 32), got {tuple(x.shape)}")
     if not x.is_floating_point():
         raise ValueError(f"x must be real numbers from -1 to 1, got {x.dtype}: see scale_pixels")
-    if not x.isfinite().all():
+    if at_hand(x) and not x.isfinite().all():
         raise ValueError("x must be finite, but some pixels are NaN or infinite")
 
 
