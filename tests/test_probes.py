@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from genbook.diffusion.probes import (
     unet_features,
 )
 from genbook.families import Job
-from genbook.measures import linear_probe
+from genbook.measures import STRENGTHS, linear_probe
 from genbook.randomness import own_randomness
 
 
@@ -127,14 +128,33 @@ def test_a_probe_with_a_weak_penalty_converges():
 def test_probe_of_nothing_is_at_chance():
     torch.manual_seed(0)
     splits = [(torch.randn(600, 5), torch.randint(4, (600,))) for _ in range(3)]
-    assert abs(linear_probe(*splits)[1] - 0.25) < 4 * (0.25 * 0.75 / 600) ** 0.5
+    assert abs(linear_probe(*splits).test - 0.25) < 4 * (0.25 * 0.75 / 600) ** 0.5
 
 
 def test_probe_of_labels_is_right():
     torch.manual_seed(0)
     labels = [torch.randint(10, (300,)) for _ in range(3)]
     splits = [(torch.eye(10)[y] + 0.01 * torch.randn(300, 10), y) for y in labels]
-    assert linear_probe(*splits) == (1.0, 1.0)
+    assert linear_probe(*splits)[:2] == (1.0, 1.0)
+
+
+def test_the_chosen_penalty_is_told():
+    """One feature tells the label and many tell nothing: weak penalties learn these by heart, strong ones learn nothing."""
+    torch.manual_seed(0)
+    splits = []
+    for n in (200, 2000, 2000):
+        labels = torch.randint(2, (n,))
+        splits.append(
+            (torch.cat([2.0 * labels[:, None] + torch.randn(n, 1), torch.randn(n, 80)], 1), labels)
+        )
+    found = linear_probe(*splits)
+    assert STRENGTHS[0] < found.strength < STRENGTHS[-1]
+    same = linear_probe(*splits, strengths=(found.strength,))  # with none before it
+    assert same.strength == found.strength and abs(same.valid - found.valid) <= 0.002
+    for worse in (STRENGTHS[0], STRENGTHS[-1]):
+        assert linear_probe(*splits, strengths=(worse,)).valid < found.valid - 0.02
+    with pytest.raises(ValueError, match="strengths must increase"):
+        linear_probe(*splits, strengths=(1.0, 0.1))
 
 
 @pytest.fixture
@@ -203,6 +223,26 @@ def test_validation_images_choose_the_probe(smoke, tmp_path):
         metrics["network_probe"]["value"] == 0.5 and "0.middle" in metrics["network_probe"]["note"]
     )
     assert metrics["vae_probe"]["value"] == pytest.approx(0.2) and "digit_lost" not in metrics
+    assert not {"untrained_probe", "majority_share"} & metrics.keys()  # of an older record
+
+    found |= {
+        "untrained-0.last": torch.tensor([0.3, 0.25, 1e-3]),
+        "majority.right": torch.tensor([0.2, 0.19]),
+    }
+    metrics = probes.figures(recipe, found)
+    assert metrics["untrained_probe"]["value"] == pytest.approx(0.25)
+    assert metrics["untrained_probe"]["note"].endswith("before training, C = 1e-03")
+    assert metrics["majority_share"]["value"] == pytest.approx(0.19)
+    assert metrics["network_probe"]["value"] == 0.5
+
+
+def test_the_majority_is_that_of_the_training_images():
+    labels = [torch.tensor(y) for y in ([1, 1, 2, 3, 3, 3], [1, 1, 3], [3, 3, 1, 3])]
+    splits = (SimpleNamespace(labels=y) for y in labels)
+    recipe = SimpleNamespace(probed=(3, 3, 4))  # among the first three the ones are most
+    train, valid, test = splits
+    of = SimpleNamespace(recipe=recipe, splits=SimpleNamespace(train=train, valid=valid, test=test))
+    assert probes._majority(of)["right"].tolist() == pytest.approx([2 / 3, 1 / 4])
 
 
 def test_the_three_lengths_are_measured_alike():

@@ -180,6 +180,7 @@ class ProbesRecipe:
     stride: int = 10  # steps that one call goes back, at most
     returned: int = 256  # test images that are noised and brought back
     looked_at: tuple[int, ...] = (0, 50, 100, 200, 400)  # steps of the features
+    untrained: bool = False  # look into the network before its training as well
     side: int = 4  # places along a side that features are averaged to
     probed: tuple[int, int, int] = (5000, 1000, 2000)  # images to fit, select and test
     precision: str = "bf16"  # of the network; "fp32" for none
@@ -204,10 +205,12 @@ class ProbesRecipe:
 
 
 _SVHN = ProbesRecipe("ddpm-svhn-compact-probes", "ddpm-svhn-compact")
+_FULL = ProbesRecipe("ddpm-svhn-probes", "ddpm-svhn", untrained=True)
 
 RECIPES: dict[str, ProbesRecipe] = {
     recipe.name: recipe
     for recipe in (
+        _FULL,
         _SVHN,
         *(
             dataclasses.replace(
@@ -268,6 +271,7 @@ class _Subject:
 
     recipe: ProbesRecipe
     model: DDPM
+    untrained: DDPM
     judge: nn.Module
     splits: Splits
     out: Path
@@ -348,12 +352,19 @@ def _probes(of, make):
     }
 
 
-def _of_network(of, t):
-    """Features of the network's layers, as a function of images."""
+def _majority(of):
+    """Shares right on validation and test images if all are given the commonest label."""
+    splits = of.splits.train, of.splits.valid, of.splits.test
+    most, *others = (split.labels[:n] for split, n in zip(splits, of.recipe.probed))
+    return {"right": torch.stack([(y == most.mode().values).float().mean() for y in others])}
+
+
+def _of_network(of, model, t):
+    """Features of a network's layers, as a function of images."""
 
     def features(images):
         with of.halved():
-            return unet_features(of.model, images, t, of.recipe.side, of.recipe.seed)
+            return unet_features(model, images, t, of.recipe.side, of.recipe.seed)
 
     return features
 
@@ -381,9 +392,12 @@ def _parts(of):
     for t in recipe.noised_at:
         parts[f"returned-{t}"] = partial(_returns, of, t)
     if recipe.looked_at:
+        parts["majority"] = partial(_majority, of)
         parts["probe-others"] = partial(_probes, of, _of_others(of))
     for t in recipe.looked_at:
-        parts[f"probe-{t}"] = partial(_probes, of, _of_network(of, t))
+        parts[f"probe-{t}"] = partial(_probes, of, _of_network(of, of.model, t))
+    for t in recipe.looked_at if recipe.untrained else ():
+        parts[f"untrained-{t}"] = partial(_probes, of, _of_network(of, of.untrained, t))
     return parts
 
 
@@ -393,13 +407,15 @@ def make(recipe: ProbesRecipe, job: Job, splits: Splits) -> Made:
     Raises:
         ValueError: a record that isn't there, or a checkpoint of other settings.
     """
-    model, judge = _recorded(recipe.model), _recorded(recipe.judge)
-    model = model.to(job.device or "cpu", memory_format=torch.channels_last)
+    run, judge = runs.Run.open(recipe.model), _recorded(recipe.judge)
+    chosen, model = family_of(run).build(run)
+    layout = {"device": job.device or "cpu", "memory_format": torch.channels_last}
+    model, untrained = (each.to(**layout).eval() for each in (model, chosen.model()))
     settings = {key: str(value) for key, value in dataclasses.asdict(recipe).items()}
     for name in (recipe.model, recipe.judge, recipe.vae):
         settings[name] = runs.Run.open(name).record["weights"]["sha256"]
     measured = Measured(job, settings)
-    parts = _parts(_Subject(recipe, model, judge, splits, job.out))
+    parts = _parts(_Subject(recipe, model, untrained, judge, splits, job.out))
     for part, measure in tqdm(parts.items(), recipe.name, unit="part", disable=not job.progress):
         measured.once(part, measure)
     return measured.made()
@@ -443,21 +459,30 @@ def _steps_of_no_return(recipe, found):
     return metrics
 
 
+_PROBED = {  # a figure -> the beginnings of what it may be of, and what that is in words
+    "network_probe": ("probe-", "of a linear classifier"),
+    "vae_probe": ("probe-others.VAE", "of a linear classifier"),
+    "pixels_probe": ("probe-others.pixels", "of a linear classifier"),
+    "untrained_probe": ("untrained-", "of a linear classifier, before training"),
+    "majority_share": ("majority", "all images named as most training images are"),
+}
+
+
 def _best_probes(recipe, found):
-    """Linear probes, of the network where validation images choose, and of others."""
-    probes = {name: value.tolist() for name, value in found.items() if name.startswith("probe-")}
+    """Shares right: of networks where validation images choose, and of what is simpler."""
     metrics = {}
-    for key, names in (
-        ("network_probe", [n for n in probes if not n.startswith("probe-others")]),
-        ("vae_probe", ["probe-others.VAE"]),
-        ("pixels_probe", ["probe-others.pixels"]),
-    ):
-        best = max(names, key=lambda name: probes[name][0])  # by validation images
-        p, n = probes[best][1], recipe.probed[2]
+    for key, (begins, words) in _PROBED.items():
+        shares = {name: right.tolist() for name, right in found.items() if name.startswith(begins)}
+        if key == "network_probe":
+            shares = {name: right for name, right in shares.items() if "others" not in name}
+        if not shares:
+            continue  # an older record
+        best = max(shares, key=lambda name: shares[name][0])  # by validation images
+        (_, p, *strength), n = shares[best], recipe.probed[2]
+        which = "" if key == "majority_share" else f"{best.split('-', 1)[1]}, "
         metrics[key] = runs.metric(
             p, se=(p * (1 - p) / n) ** 0.5, n=n, split="test", unit="share right",
-            tolerance=1e-3,
-            note=f"{best.removeprefix('probe-')}, of a linear classifier",
+            tolerance=1e-3, note=which + words + "".join(f", C = {C:.0e}" for C in strength),
         )  # fmt: skip
     return metrics
 
