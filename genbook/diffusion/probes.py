@@ -382,15 +382,9 @@ def _of_others(of):
 # %% ../../nbs/diffusion/probes.ipynb #d2f03040
 #| code-fold: true
 def _parts(of):
-    """Every measurement that a recipe names, in order."""
+    """Every measurement that a recipe names, in order: the longest come last."""
     recipe = of.recipe
     parts = {"reference": partial(_references, of)}
-    for sampler, steps in recipe.samplers:
-        parts[f"{sampler}-{steps}"] = partial(_samples, of, sampler, steps)
-    if recipe.noised_at:
-        parts["original"] = partial(_originals, of)
-    for t in recipe.noised_at:
-        parts[f"returned-{t}"] = partial(_returns, of, t)
     if recipe.looked_at:
         parts["majority"] = partial(_majority, of)
         parts["probe-others"] = partial(_probes, of, _of_others(of))
@@ -398,6 +392,12 @@ def _parts(of):
         parts[f"probe-{t}"] = partial(_probes, of, _of_network(of, of.model, t))
     for t in recipe.looked_at if recipe.untrained else ():
         parts[f"untrained-{t}"] = partial(_probes, of, _of_network(of, of.untrained, t))
+    if recipe.noised_at:
+        parts["original"] = partial(_originals, of)
+    for t in recipe.noised_at:
+        parts[f"returned-{t}"] = partial(_returns, of, t)
+    for sampler, steps in recipe.samplers:
+        parts[f"{sampler}-{steps}"] = partial(_samples, of, sampler, steps)
     return parts
 
 
