@@ -225,8 +225,10 @@ def linear_probe(
 
     if list(strengths) != sorted(set(strengths)) or not strengths:
         raise ValueError(f"strengths must increase, got {strengths}")
-    scaler = StandardScaler().fit(train[0].numpy())
-    x, x_valid, x_test = (scaler.transform(each[0].numpy()) for each in (train, valid, test))
+    # In float32 the last steps of a fit would be lost in rounding.
+    x, x_valid, x_test = (features.double().numpy() for features, _ in (train, valid, test))
+    scaler = StandardScaler().fit(x)
+    x, x_valid, x_test = map(scaler.transform, (x, x_valid, x_test))
     # Weak penalties take long, and would stop where the one before did at a looser tolerance.
     logistic = LogisticRegression(warm_start=True, tol=1e-6, max_iter=5000)
     found = []

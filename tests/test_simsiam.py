@@ -9,9 +9,9 @@ import torch
 from genbook import runs, training
 from genbook.data import Split, Splits, import_torchvision
 from genbook.families import Job, all_recipes
-from genbook.selfsupervised import pretraining, relatives, representations, simsiam
+from genbook.selfsupervised import judging, pretraining, relatives, representations, simsiam
 from genbook.selfsupervised.encoder import resnet18
-from genbook.selfsupervised.pretraining import measure
+from genbook.selfsupervised.judging import measure
 from genbook.selfsupervised.simsiam import RECIPES, SimSiam
 from genbook.selfsupervised.views import Augmentation
 
@@ -92,6 +92,42 @@ def test_runs_with_weights_keep_what_was_measured_on_them_too(tmp_path):
     assert kept.keys() == found.keys()
     assert (kept["neighbours"] == found["neighbours"]).double().mean() > 0.9  # but for near ties
     torch.testing.assert_close(kept["lengths"], found["lengths"], rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_may_learn_from_the_validation_images_too(tmp_path, monkeypatch):
+    """Then it is asked about test images alone, after each epoch as well, and finds neighbours among all."""
+    recipe = dataclasses.replace(tiny(RECIPES["simsiam-cifar10-no-stopgrad"]), images="train+valid")
+    seen, fit = [], judging.fit_recipe
+    monkeypatch.setattr(
+        judging, "fit_recipe", lambda *args, **more: seen.append(args[3]) or fit(*args, **more)
+    )
+    run = simsiam.train(recipe, quiet(tmp_path / recipe.name))
+    splits = Splits(recipe.data)
+    everything = torch.cat([splits.train.images, splits.valid.images])
+    assert len(seen) == 1 and torch.equal(seen[0], everything)
+    metrics, columns = run.record["metrics"], run.metrics
+    assert "valid_knn" not in metrics and metrics["test_knn"]["n"] == 200
+    assert metrics["test_knn_projection"]["value"] == metrics["test_knn_course"]["value"]
+    assert {"test_knn", "test_spread"} <= columns.keys() and "valid_knn" not in columns
+    with pytest.raises(ValueError, match=r"images must be 'train' or 'train\+valid', got 'all'"):
+        pretraining.learned_from(dataclasses.replace(recipe, images="all"), splits)
+
+
+def test_each_measure_asks_its_own_neighbours():
+    """Features that tell the class one way and projections that tell it another: who is asked among which is seen in the answers."""
+    recipe = dataclasses.replace(tiny(RECIPES["simsiam-cifar10"]), k=1)
+    one, other = torch.eye(8)[:4], torch.eye(8)[4:]
+    known = one[[0, 1]], one[[1, 0]]  # features and projections of two images learned from
+    held = other[[0]], one[[2]]  # of a validation image
+    asked = one[[0, 1]], torch.stack([one[0], one[2] + 0.1 * one[0]])
+    found = judging.answers_of(recipe, known, torch.tensor([3, 4]), held, torch.tensor([5]), asked)
+    told = {name: answers.tolist() for name, answers in found.items() if name != "valid_answers"}
+    assert told == {
+        "test_answers": [3, 4],
+        "test_projection_answers": [4, 4],
+        "test_course_answers": [4, 5],
+    }
+    assert found["valid_answers"].shape == (1,)
 
 
 def test_runs_see_the_same_images_and_views(tmp_path, monkeypatch):

@@ -473,6 +473,7 @@ def draw(recipe: DDPMRecipe, model: DDPM, n: int) -> Float[Tensor, "n c h w"]:
 
 _BITS = "test bits a channel, by the bound"
 _SIZES = {
+    "ddpm-svhn": "8.07 M parameters, 30 epochs",
     "ddpm-toy": "1.07 M parameters",
     "ddpm-svhn-compact": "3.43 M parameters, 12 epochs",
     **{f"ddpm-small-t{T}": f"{T:,} steps, 1.07 M parameters, 6 epochs" for T in (500, 1000, 1500)},

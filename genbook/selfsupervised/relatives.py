@@ -19,13 +19,8 @@ from torch import Tensor, nn
 from ..families import Family, Headline
 from ..randomness import own_randomness
 from .encoder import check_views, predictor, projector, resnet18
-from genbook.selfsupervised.pretraining import (
-    PretrainRecipe,
-    figures,
-    portrait,
-    pretrain,
-    two_views,
-)
+from .judging import figures, portrait, pretrain
+from .pretraining import PretrainRecipe, two_views
 from .representations import spread
 from .simsiam import CosineSimilarity, SimSiam
 from .views import Augmentation, normalise
@@ -313,7 +308,7 @@ FAMILY = Family(
     headlines={
         name: Headline(
             "test_knn",
-            "share of test images that neighbours name correctly",
+            "share of test images that neighbours name correctly, by features",
             f"{what}, 5 epochs",
             digits=3,
         )
