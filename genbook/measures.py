@@ -235,5 +235,5 @@ def linear_probe(
     for strength in strengths:
         logistic.set_params(C=strength).fit(x, train[1].numpy())
         right = (logistic.score(x_valid, valid[1].numpy()), logistic.score(x_test, test[1].numpy()))
-        found.append(Probed(*map(float, right), strength))
+        found.append(Probed(float(right[0]), float(right[1]), strength))
     return max(found, key=lambda probed: probed.valid)
