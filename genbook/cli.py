@@ -9,6 +9,7 @@ import dataclasses
 import os
 import shlex
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -306,21 +307,27 @@ def evaluate(
     if (run is None) != all_:
         raise ValueError("evaluate takes either the name of a run or --all")
     chosen = runs.all_runs() if run is None else [runs.Run.open(run)]
-    _settle(threads)
     rows, failed = [], False
     opened: dict[str, data.Splits] = {}
-    for each in chosen:
+    for k, each in enumerate(chosen, 1):
         if sys.stderr.isatty():
             tell(f"{each.name} ...", "dim")
+        start = time.perf_counter()
         try:
-            rows += agreement.compare(each, data_root, opened)
+            found = agreement.compare(each, data_root, opened)
         except data.DataError as error:
             tell(f"{each.name}: not checked, for want of data: {error}", "yellow")
-            rows += agreement.unchecked(each)
+            found = agreement.unchecked(each)
         except (ValueError, KeyError, OSError) as error:
             failed = True
             problem = f"{type(error).__name__}: {error}"
             tell(f"{each.name}: not a record that can be evaluated: {problem}")
+            continue
+        rows += found
+        if all_:
+            seconds = time.perf_counter() - start
+            said = agreement.summary(found)
+            tell(f"{each.name}: {said} ({k} of {len(chosen)}, {seconds:.0f} s)", "dim")
     show(rows, as_json, "Recorded and recomputed")
     if not chosen:
         tell(f"no records in {runs.runs_root()}", "yellow")

@@ -350,7 +350,8 @@ def test_evaluate_agrees_and_finds_a_changed_figure(genbook, recorded, place):
     record = json.loads(path.read_text())
     record["metrics"]["test_log_px"]["value"] += 1
     path.write_text(json.dumps(record))
-    status, out, _ = genbook("evaluate", "--all", "--json")
+    status, out, err = genbook("evaluate", "--all", "--json")
+    assert f"{recorded}: 4 figures agree; test_log_px differs (1 of 1, " in err
     verdicts = {row["figure"]: row["verdict"] for row in json.loads(out)}
     assert status == 1 and [
         figure for figure, verdict in verdicts.items() if verdict != "agrees"
