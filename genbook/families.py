@@ -319,6 +319,7 @@ FAMILIES: dict[str, str] = {  # name -> the module that ends with its FAMILY
     "probes": "genbook.diffusion.probes",
     "simsiam": "genbook.selfsupervised.simsiam",
     "relatives": "genbook.selfsupervised.relatives",
+    "rates": "genbook.selfsupervised.rates",
     "comparison": "genbook.results.comparison",
     "classifier": "genbook.judges.classifier",
 }
