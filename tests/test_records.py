@@ -20,7 +20,8 @@ from genbook.diffusion import ddpm, probes
 from genbook.gan import two_lines
 from genbook.judges import classifier
 from genbook.randomness import own_randomness
-from genbook.selfsupervised import pretraining, relatives, simsiam
+from genbook.runs import load_weights
+from genbook.selfsupervised import pretraining, rates, relatives, simsiam
 from genbook.selfsupervised.views import Augmentation
 from genbook.vae import binarised_mnist as vae
 from genbook.vae import gaussian as gaussian_vae
@@ -106,7 +107,7 @@ def test_record_is_of_its_recipe(name):
     if family.name == "critics":  # no data set, no epochs, no pictures
         assert run.metrics["iteration"] == list(range(0, recipe.steps + 1, recipe.log_every))
         return
-    if family.name in ("probes", "comparison"):  # nothing is trained
+    if family.name in ("probes", "comparison", "rates"):  # no epochs, or many short runs
         return
     assert run.metrics["epoch"] == list(range(recipe.epochs + 1))
     for epoch in getattr(recipe, "sample_epochs", ()):
@@ -563,6 +564,21 @@ def test_representations_have_learned_or_collapsed():
             and run.figure("uniformity") > -0.05
             and run.figure("rank") < 3
         )
+
+
+def test_each_method_has_the_rate_that_its_search_chose():
+    """At neither end of the rates tried. Heavy views and DSSL have SimSiam's; other seeds and more outputs change no rate."""
+    run = record("relatives-cifar10-rates")
+    assert rates.evaluate(run) == run.record["metrics"]
+    found = load_weights(run.weights)
+    chosen = rates.chosen(run.recipe_as(rates.RatesRecipe), found)
+    for method, rate in chosen.items():
+        tried = sorted(rates.shares_of(found, method))
+        assert tried[0] < rate < tried[-1], method
+        assert rate == run.figure(f"{method}_rate")
+    for recipe in relatives.RECIPES.values():
+        of_simsiam = recipe.method == "dssl" or recipe.method.startswith("simsiam")
+        assert recipe.lr == chosen["simsiam" if of_simsiam else recipe.method], recipe.name
 
 
 def test_records_of_house_numbers_say_which_test_images_they_have():
