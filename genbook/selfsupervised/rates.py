@@ -23,7 +23,7 @@ from ..measures import in_double
 from ..randomness import own_randomness
 from ..recipes import look_up
 from .pretraining import PretrainRecipe, answers, features_of, sgd
-from .relatives import METHODS, RelativeRecipe
+from .relatives import METHODS
 from .relatives import RECIPES as RELATIVES
 
 # %% ../../nbs/selfsupervised/rates.ipynb #8977b9c8
@@ -65,14 +65,15 @@ class RatesRecipe:
     precision: str = "bf16"  # of the runs; "fp32" for none
     seed: int = 0  # of the weights, the order of the images and the views, alike for all
 
-    def trial(self, method: str, rate: float) -> RelativeRecipe:
+    def trial(self, method: str, rate: float) -> PretrainRecipe:
         """A short run of a method at a rate.
 
         Raises:
             ValueError: a method that no recipe of the relatives has.
         """
         look_up(method, METHODS, "method")
-        recipe = next(each for each in RELATIVES.values() if each.method == method)
+        named_so = (each for each in RELATIVES.values() if each.method == method)
+        recipe: PretrainRecipe = next(named_so)
         recipe = recipe if recipe.data == self.data else recipe.smoke()
         named = {name: getattr(self, name) for name in ("data", "epochs", "precision", "seed")}
         return dataclasses.replace(recipe, name=f"{method}-{rate:g}", lr=rate, **named)
@@ -187,6 +188,11 @@ def chosen(
     return {method: max(of, key=of.__getitem__) for method, of in shares.items()}
 
 # %% ../../nbs/selfsupervised/rates.ipynb #8ee5453e
+def _start(trial, images):
+    """The gradient's norms, to be kept."""
+    return {"norms": norms_at_start(trial, images)}
+
+
 def make(recipe: RatesRecipe, job: Job, splits: Splits) -> Made:
     """Measure the gradients at the start, and try rates of each method until one is best.
 
@@ -201,8 +207,7 @@ def make(recipe: RatesRecipe, job: Job, splits: Splits) -> Made:
     for method in recipe.methods:
         trial = recipe.trial(method, recipe.rates[0])
         images = splits.train.images[: recipe.batches * trial.batch_size]
-        norms = partial(norms_at_start, trial, images)
-        measured.once(f"start-{method}", lambda norms=norms: {"norms": norms()})
+        measured.once(f"start-{method}", partial(_start, trial, images))
     total = len(recipe.methods) * len(recipe.rates)
     with tqdm(total=total, desc=recipe.name, unit="run", disable=not job.progress) as bar:
         for method in recipe.methods:
