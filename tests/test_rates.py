@@ -71,7 +71,8 @@ def test_a_killed_search_ends_with_the_same_table(whole, tmp_path, monkeypatch, 
     before, after = (load_weights(each.weights) for each in (whole, run))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert not (out / "checkpoint.pt").exists()
+    assert {path.name for path in out.iterdir()} == {path.name for path in whole.path.iterdir()}
+    assert not (out / "checkpoint.pt").exists() and not (out / "trial.pt").exists()
 
 
 def test_a_record_tells_the_whole_table(whole):
@@ -123,13 +124,42 @@ def test_a_rate_at_which_a_loss_is_no_number_is_never_chosen(tmp_path, monkeypat
     assert load_weights(run.weights)["simclr@0.48.loss"].isnan()
 
 
-def test_ctrl_c_within_a_run_keeps_nothing_of_it(tmp_path, monkeypatch):
+def test_ctrl_c_within_a_run_is_no_answer(tmp_path, monkeypatch):
     stopped = training.FitResult([], torch.nn.Linear(1, 1), 0.0, completed=False)
     monkeypatch.setattr(training, "fit", lambda *given, **more: stopped)
     with pytest.raises(KeyboardInterrupt):
         rates.train(TINY, quiet(tmp_path / "tiny"))
     kept = torch.load(tmp_path / "tiny" / "checkpoint.pt")["tensors"]
     assert not shares_of(kept, "simclr")
+
+
+def test_a_run_goes_on_within(tmp_path, monkeypatch):
+    """Killed after the first of two epochs, it takes the second alone, and answers alike."""
+    recipe = dataclasses.replace(TINY, methods=("simclr",), rates=(0.12, 0.48), epochs=2)
+    whole = rates.train(recipe, quiet(tmp_path / "whole" / "tiny"))
+    fit, trial, steps = training.fit, type(recipe.trial("simclr", 0.12)), []
+    objective_of = trial.objective
+
+    def counted(self):
+        of = objective_of(self)
+
+        def step(model, images):
+            steps.append(self.name)
+            if steps == ["simclr-0.12"] * 3:  # the first for the gradient's norm at the start
+                raise RuntimeError("killed")
+            return of(model, images)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "fit", lambda *a, **k: fit(*a, **k | {"checkpoint_seconds": 0}))
+        patch.setattr(trial, "objective", counted)
+        with pytest.raises(RuntimeError, match="killed"):
+            rates.train(recipe, quiet(tmp_path / "parts" / "tiny"))
+        assert (tmp_path / "parts" / "tiny" / "trial.pt").exists()
+        run = rates.train(recipe, quiet(tmp_path / "parts" / "tiny"))
+    assert steps == ["simclr-0.12"] * 4 + ["simclr-0.48"] * 2
+    assert run.record["metrics"] == whole.record["metrics"]
 
 
 def test_no_test_image_is_looked_at(tmp_path, monkeypatch):

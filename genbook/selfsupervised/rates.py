@@ -136,10 +136,10 @@ def try_rate(
     """What neighbours answer after a short run of a method at a rate, and its last loss.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C stopped the run, of which nothing is kept.
+        KeyboardInterrupt: Ctrl-C stopped the run, which goes on from there the next time.
     """
     trial, images = recipe.trial(method, rate), splits.train.images
-    model = trial.model()
+    model, kept = trial.model(), job.out / "trial.pt"  # of a run that was stopped on its way
     choices = {
         name: getattr(trial, name)
         for name in ("epochs", "batch_size", "weight_decay", "seed", "precision", "channels_last")
@@ -149,12 +149,16 @@ def try_rate(
             model, trial.objective(), images[: recipe.learned],
             lr=rate * trial.batch_size / 256, optimizer=sgd(model), schedule="cosine",
             device=job.device, compile=job.compile, progress=job.progress, **choices,
+            checkpoint=kept, checkpoint_seconds=600, resume=job.resume,
+            fingerprint=dataclasses.asdict(trial),
         )  # fmt: skip
     except FloatingPointError:
+        kept.unlink(missing_ok=True)
         nothing = torch.full((len(splits.valid.labels[: recipe.asked]),), BROKEN_OFF)
         return {"answers": nothing.to(torch.uint8), "loss": torch.tensor(torch.nan)}
     if not result.completed:
         raise KeyboardInterrupt
+    kept.unlink(missing_ok=True)
     model.eval()
     halved = recipe.precision == "bf16"
     bank, queries = (
