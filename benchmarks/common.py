@@ -4,16 +4,19 @@ import argparse
 import math
 import os
 import platform
+import re
+import resource
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from genbook import data, runs
-from genbook.descent import epoch_order, make_accelerator
+from genbook.descent import epoch_order, has_bf16, make_accelerator
 from genbook.machine import keep_freed_memory
 from genbook.players import Objective
 from genbook.randomness import random_states, seed_everything, set_random_states
@@ -90,9 +93,15 @@ def load(name, split, root=None):
 
 
 def product_rates(size=2048, repeats=5, clock=time.perf_counter):
-    """Multiply-adds of square matrix products in float32 and bfloat16, in GFLOP/s: the best of several tries."""
+    """Multiply-adds of square matrix products in float32 and bfloat16, in GFLOP/s: the best of several tries.
+
+    Where the processor has no bfloat16 the book computes in float32, and that is the rate.
+    """
     rates = {}
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    for precision, dtype in (
+        ("fp32", torch.float32),
+        ("bf16", torch.bfloat16 if has_bf16("cpu") else torch.float32),
+    ):
         a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
         a @ b
         seconds = []
@@ -111,7 +120,19 @@ def machine():
     return (
         f"{device['name']}, {device['cores']} cores, {device['threads']} threads{load}; "
         f"Python {platform.python_version()}, torch {torch.__version__}"
+        + ("" if has_bf16("cpu") else "; no bfloat16, so that float32 stands in its place")
     )
+
+
+def peak_memory():
+    """Largest memory of this process so far, in GB. On Linux the counter of `resource` begins at that of the process that started this one."""
+    if sys.platform == "linux":
+        return (
+            int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
+            * 1024
+            / 1e9
+        )
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
 
 
 def table(rows):

@@ -6,18 +6,15 @@ python benchmarks/log_likelihood.py --smoke    toy data, to see that it runs
 """
 
 import argparse
-import re
-import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import common
 import torch
-import torch.nn.functional as F
 
-from genbook import likelihoods, runs
+from genbook import runs
+from genbook.descent import in_precision
 from genbook.machine import keep_freed_memory
 from genbook.vae import binarised_mnist as vae
 from genbook.vae import importance
@@ -53,36 +50,14 @@ def starter(model, images, num_samples):
     return torch.cat(estimates)
 
 
-def one_by_one(model, images, num_samples):
-    """Ours with a logarithm for each pixel, as it was before."""
-    together = likelihoods._sum_of_softplus
-    likelihoods._sum_of_softplus = lambda logits: -F.logsigmoid(-logits).flatten(1).sum(1)
-    try:
-        return importance.importance_log_likelihood(model, images, num_samples)
-    finally:
-        likelihoods._sum_of_softplus = together
-
-
 def book_bf16(model, images, num_samples):
-    """Ours with matrix products in bfloat16."""
-    with torch.autocast("cpu", torch.bfloat16):
+    """Ours with matrix products in bfloat16, where the processor has it."""
+    with in_precision("bf16"):
         return importance.importance_log_likelihood(model, images, num_samples)
-
-
-def peak_memory():
-    """Largest memory of this process so far, in GB. On Linux the counter of `resource` begins at that of the process that started this one."""
-    if sys.platform == "linux":
-        return (
-            int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
-            * 1024
-            / 1e9
-        )
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
 
 
 CONTESTANTS = {
     "starter": starter,
-    "book, fp32, before": one_by_one,
     "book, fp32": importance.importance_log_likelihood,
     "book, bf16": book_bf16,
 }
@@ -120,7 +95,7 @@ def main():
     if options.memory_of:  # a process of its own: the peak of one contestant
         torch.manual_seed(0)
         CONTESTANTS[options.memory_of](models[options.memory_of], images[:BLOCK], num_samples)
-        print(peak_memory())
+        print(common.peak_memory())
         return
 
     print(common.machine(), flush=True)

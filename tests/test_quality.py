@@ -1,6 +1,8 @@
 """Measures of samples beyond what their chapter shows: invariances, edges, bad input."""
 
 import math
+from decimal import Decimal, localcontext
+from fractions import Fraction
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from genbook.judges.quality import (
     class_shares,
     frechet_distance,
     kernel_distance,
+    kernel_interval,
     memorisation,
     precision_recall,
 )
@@ -93,6 +96,38 @@ def test_frechet_distance_keeps_small_differences():
     assert frechet_distance(x, shifted) == pytest.approx(1e-12, rel=0.1)
 
 
+def exact_moments(points):
+    """Mean and covariance of points in the plane, in fractions."""
+    points = [[Fraction(number) for number in point] for point in points.tolist()]
+    mean = [sum(axis) / len(points) for axis in zip(*points)]
+    apart = [(a - mean[0], b - mean[1]) for a, b in points]
+    cov = [[sum(p[i] * p[j] for p in apart) / (len(apart) - 1) for j in (0, 1)] for i in (0, 1)]
+    return mean, cov
+
+
+def exact_frechet(x, y):
+    """Of points in the plane, to fifty digits: there tr √M = √(tr M + 2 √det M)."""
+    (mean_x, a), (mean_y, b) = exact_moments(x), exact_moments(y)
+    trace = sum(a[i][j] * b[j][i] for i in (0, 1) for j in (0, 1))
+    determinant = math.prod(m[0][0] * m[1][1] - m[0][1] * m[1][0] for m in (a, b))
+    apart = sum((p - q) ** 2 for p, q in zip(mean_x, mean_y))
+    apart += sum(m[i][i] for m in (a, b) for i in (0, 1))
+    with localcontext(prec=50):
+        apart, trace, determinant = (
+            Decimal(f.numerator) / f.denominator for f in (apart, trace, determinant)
+        )
+        return float(apart - 2 * (trace + 2 * determinant.sqrt()).sqrt())
+
+
+@pytest.mark.parametrize("narrow", [1, 1e-2, 1e-4, 1e-5, 1e-6, 1e-7, 0])
+def test_frechet_distance_of_covariances_that_are_nearly_singular(narrow):
+    """The root of a covariance's rounding error would be 1e-8, and the distance wrong by 1e-10."""
+    turn = torch.tensor([[0.6, 0.8], [-0.8, 0.6]], dtype=torch.float64)
+    x = torch.randn(20, 2, dtype=torch.float64) * torch.tensor([1, narrow]).double() @ turn
+    for y in (torch.randn(30, 2, dtype=torch.float64) + 0.5, x[:12] * 1.1):
+        assert frechet_distance(x, y) == pytest.approx(exact_frechet(x, y), rel=3e-12)
+
+
 def test_kernel_distance_by_hand():
     x = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
     y = torch.tensor([[2.0, 2.0], [0.0, 2.0], [0.0, 0.0]])
@@ -108,6 +143,26 @@ def test_kernel_distance_does_not_depend_on_how_it_is_cut():
     assert kernel_distance(x, y) == pytest.approx(
         (own[0] + own[1] - 2 * kernels[2].mean()).item(), abs=1e-11
     )
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 1), (7, 40, 3), (1300, 1001, 2)])
+def test_an_interval_of_the_kernel_distance_is_that_of_its_halves(shape):
+    n, m, d = shape
+    x, y = torch.randn(n, d), torch.randn(m, d) + 0.3
+    wanted = bootstrap(kernel_distance, x, y, resamples=25, seed=3)
+    assert kernel_interval(x, y, resamples=25, seed=3) == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+    assert kernel_interval(x, y, resamples=25, seed=4)[1:] != pytest.approx(wanted[1:], rel=1e-6)
+
+
+def test_an_interval_refuses_what_the_bootstrap_refuses():
+    x = torch.randn(9, 2)
+    for some, resamples, told in (
+        (x[:3], 20, "at least 4 rows"),
+        (x, 19, "resamples must be at least 20"),
+        (x / 0, 20, "x must be finite"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            kernel_interval(some, x, resamples)
 
 
 def test_precision_and_recall_at_their_ends():

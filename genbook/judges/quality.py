@@ -37,7 +37,7 @@ def _checked_pair(first, x, second, y):
     return x, y
 
 # %% ../../nbs/judges/quality.ipynb #c4989ec9
-SINGULAR = 1e-4  # a root's smallest length over its largest, where a covariance is no way to it
+SINGULAR = 1e-4  # least over largest on a triangle's diagonal, where Cholesky's is too coarse
 
 
 def _root(x):
@@ -45,9 +45,7 @@ def _root(x):
     mean = x.mean(0)
     x = x - mean
     r, failed = torch.linalg.cholesky_ex(x.T @ x, upper=True)
-    lengths = r.diagonal()
-    if failed or not lengths.min() > SINGULAR * lengths.max():
-        # The root of the covariance's rounding error would be 1e-8.
+    if failed or r.diagonal().min() < SINGULAR * r.diagonal().max():
         r = torch.linalg.qr(x, mode="r").R
     return mean, r / (len(x) - 1) ** 0.5
 
@@ -201,7 +199,7 @@ def memorisation(
 
 # %% ../../nbs/judges/quality.ipynb #7ce7078a
 def _sums_of_halves(x, y, in_x, in_y):
-    """For each half the sum of (xᵀy/d + 1)³ over its pairs; `in_x`, `in_y` say which rows."""
+    """For each half the sum of (xᵀy/d + 1)³ over its pairs; `in_x`, `in_y` are 1 at its rows."""
     d, total = x.shape[1], 0.0
     for some, chosen in zip(x.split(1000), in_x.split(1000, dim=1)):
         kernel = (some @ y.T / d + 1) ** 3
@@ -228,14 +226,12 @@ def kernel_interval(
     """
     value = kernel_distance(x, y)
     x, y = _checked_pair("x", x, "y", y)
-    drawn = zip(*halves((len(x), len(y)), resamples, seed))
-    chosen = [torch.zeros(resamples, len(some), dtype=torch.float64) for some in (x, y)]
-    for some, rows in zip(chosen, drawn):
-        some.scatter_(1, torch.stack(rows), 1.0)
-    means = []
-    for some, inside in zip((x, y), chosen):
-        n = len(some) // 2
+    in_x, in_y = (torch.zeros(resamples, len(some), dtype=torch.float64) for some in (x, y))
+    for i, (rows_x, rows_y) in enumerate(halves((len(x), len(y)), resamples, seed)):
+        in_x[i, rows_x], in_y[i, rows_y] = 1, 1
+    n, m = len(x) // 2, len(y) // 2
+    distances = -2 * _sums_of_halves(x, y, in_x, in_y) / (n * m)
+    for some, inside, k in ((x, in_x, n), (y, in_y, m)):
         same = inside @ (some.square().sum(1) / some.shape[1] + 1) ** 3
-        means.append((_sums_of_halves(some, some, inside, inside) - same) / (n * (n - 1)))
-    between = _sums_of_halves(x, y, *chosen) / ((len(x) // 2) * (len(y) // 2))
-    return interval_of(value, means[0] + means[1] - 2 * between)
+        distances += (_sums_of_halves(some, some, inside, inside) - same) / (k * (k - 1))
+    return interval_of(value, distances)
