@@ -226,7 +226,7 @@ def linear_probe(
     if list(strengths) != sorted(set(strengths)) or not strengths:
         raise ValueError(f"strengths must increase, got {strengths}")
     # In float32 the last steps of a fit would be lost in rounding.
-    x, x_valid, x_test = (features.double().numpy() for features, _ in (train, valid, test))
+    x, x_valid, x_test = (features.cpu().double().numpy() for features, _ in (train, valid, test))
     scaler = StandardScaler().fit(x)
     x, x_valid, x_test = map(scaler.transform, (x, x_valid, x_test))
     # Weak penalties take long, and would stop where the one before did at a looser tolerance.

@@ -144,7 +144,8 @@ def doubled_in_place(tree):
                 yield call.lineno
             wanted = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
             in_float64 = "torch.float64" in [*wanted.values(), *map(ast.unparse, call.args)]
-            if in_float64 and ("device" in wanted or call.func.attr in ("to", "type")):
+            elsewhere = "device" in wanted or call.func.attr.endswith("_like")
+            if in_float64 and (elsewhere or not before.endswith(("torch", ".cpu()"))):
                 yield call.lineno
 
 
@@ -160,5 +161,16 @@ def test_nothing_is_in_float64_on_a_card_that_has_none():
 
 
 def test_the_reader_of_calls_notices():
-    text = "def f(x, d):\n  x.cpu().double()\n  x.double().cpu()\n  x.to(torch.float64)\n  torch.ones(1).double()\n  torch.zeros(2, device=d, dtype=torch.float64)"
-    assert sorted(doubled_in_place(ast.parse(text))) == [3, 4, 6]
+    calls = (
+        "x.cpu().double()",
+        "x.double().cpu()",
+        "x.to(torch.float64)",
+        "torch.ones(1).double()",
+        "torch.zeros(2, device=d, dtype=torch.float64)",
+        "torch.zeros(2, dtype=torch.float64)",
+        "x.cpu().to(torch.float64)",
+        "x.sum(dtype=torch.float64)",
+        "torch.zeros_like(x, dtype=torch.float64)",
+    )
+    found = doubled_in_place(ast.parse("def f(x, d):\n  " + "\n  ".join(calls)))
+    assert sorted(calls[line - 2] for line in found) == sorted(calls[i] for i in (1, 2, 4, 7, 8))
