@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -e -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help book check test mutants notebooks format export lock clean
+.PHONY: help book check test mutants notebooks format export lock peers clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,6 +28,7 @@ help:
 	@echo "make format     bring notebooks, tests and benchmarks into form"
 	@echo "make export     write genbook/ from the notebooks, the README's table from the records"
 	@echo "make lock       renew requirements.lock from settings.ini"
+	@echo "make peers      compare values and times with other libraries, in an environment of their own"
 	@echo "make clean      remove the site and its caches"
 
 # A Python of 3.11 or later, the tested 3.11 first; PYTHON=... overrides.
@@ -118,6 +119,18 @@ lock: $(VENV)/python.stamp
 	  "$$fresh/bin/python" -m pip freeze --all --disable-pip-version-check | grep -vE '^(pip|triton|(nvidia|cuda)-[^=]+)==' | sed -E 's/\+(cpu|cu[0-9]+)$$//' | sort -f; } > "$$fresh/lock"; \
 	mv "$$fresh/lock" requirements.lock
 	@echo "requirements.lock is renewed; now: make test"
+
+# torch first, as the book has it: asked for by others it would come with another version, or with CUDA.
+.venv-peers/lock.stamp: requirements.lock benchmarks/peers.lock | $(VENV)/python.stamp
+	@echo "== environment: .venv-peers, with the versions in requirements.lock and benchmarks/peers.lock"
+	@$(BIN)/python -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -r benchmarks/peers.lock
+	@touch $@
+
+# Which, and how: make peers ARGS="vae ddim --threads 2".
+peers: .venv-peers/lock.stamp
+	@PYTHONPATH=$(CURDIR) .venv-peers/bin/python benchmarks/peers.py $(ARGS)
 
 clean:
 	rm -rf _build

@@ -178,7 +178,8 @@ class Contender:
 
 def book_loss(model, objective, recipe):
     """The loss of a batch as `genbook.training.fit` computes it, by its own parts."""
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    last = getattr(recipe, "channels_last", False)
+    layout = torch.channels_last if last else torch.contiguous_format
     model.to(memory_format=layout)
     compute = make_accelerator("cpu", recipe.precision).prepare_model(Objective(model, objective))
     return lambda batch: compute(batch.contiguous(memory_format=layout))[0]

@@ -100,6 +100,7 @@ def main():
     labels = torch.randint(10, (len(bank),))
     model = recipe.model().to(memory_format=torch.channels_last).eval()
     lines = [["part", "before, s", "now, s", "times as fast", "largest difference"]]
+    whole = [0.0, 0.0]  # of a look after an epoch: the features of all of the bank, the rest once
     with torch.no_grad():
         for name, ways in parts(recipe, model, bank, labels, some).items():
             seconds, found = ([], []), [None, None]
@@ -111,6 +112,11 @@ def main():
             before, now = map(common.median, seconds)
             off = (found[0] - found[1]).abs().max().item()
             lines.append([name, f"{before:.2f}", f"{now:.2f}", f"{before / now:.2f}", f"{off:.1e}"])
+            if f"{2 * recipe.dim:,} outputs" not in name:
+                times = len(everything) / len(bank) if name.startswith("features") else 1
+                whole = [so_far + times * took for so_far, took in zip(whole, (before, now))]
+    name = f"all, {len(everything):,} in the bank"
+    lines.append([name, *(f"{took:.1f}" for took in whole), f"{whole[0] / whole[1]:.2f}", ""])
     common.table(lines)
 
 
