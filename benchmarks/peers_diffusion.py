@@ -23,9 +23,11 @@ BOOK, DIFFUSERS, LUCIDRAINS = "book", "diffusers", "denoising-diffusion-pytorch"
 
 
 def diffusers_loss(recipe):
-    """Their network with our widths and else as it comes, and its loss."""
+    """Their network with our widths and a block at each size, since with two it is twice as large as ours; and its loss."""
     widths = [recipe.dim * mult for mult in recipe.mults]
-    network = UNet2DModel(block_out_channels=widths, norm_num_groups=min(32, *widths))
+    network = UNet2DModel(
+        block_out_channels=widths, layers_per_block=1, norm_num_groups=min(32, *widths)
+    )
     scheduler = DDPMScheduler(recipe.timesteps)
 
     def loss(x, t):
