@@ -43,10 +43,11 @@ class Found:
     notes: dict[str, str] = field(default_factory=dict)  # of ways
     differs: bool = False
 
-    def value(self, what: str, theirs, ours, allowed: float) -> None:
-        """Compare two values, or tensors number by number."""
+    def value(self, what: str, theirs, ours, allowed: float, relative: bool = False) -> None:
+        """Compare two values, or tensors number by number; `relative` to the largest of ours."""
         theirs, ours = (torch.as_tensor(some).detach().double() for some in (theirs, ours))
         gap = (theirs - ours).abs().max().item()
+        gap = gap / ours.abs().max().item() if relative else gap
         agrees = gap <= allowed  # not where it is NaN
         self.differs |= not agrees
         self.values.append([what, f"{gap:.1e}", f"{allowed:.0e}", "yes" if agrees else "DIFFERS"])
