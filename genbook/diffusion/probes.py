@@ -204,8 +204,17 @@ class ProbesRecipe:
         )
 
 
-_SVHN = ProbesRecipe("ddpm-svhn-compact-probes", "ddpm-svhn-compact")
-_FULL = ProbesRecipe("ddpm-svhn-probes", "ddpm-svhn", untrained=True)
+_SVHN = ProbesRecipe("ddpm-svhn-compact-probes", "ddpm-svhn-compact", untrained=True)
+_FULL = ProbesRecipe(  # an image costs more here, so there are fewer of them, and fewer settings
+    "ddpm-svhn-probes",
+    "ddpm-svhn",
+    samplers=tuple(kind for kind in _SVHN.samplers if kind[0] != "half"),
+    samples=128,
+    noised_at=(25, 50, 100, 150, 200, 250, 300, 400, 500, 700, 1000),
+    returned=128,
+    looked_at=(0, 50, 200),
+    untrained=True,
+)
 
 RECIPES: dict[str, ProbesRecipe] = {
     recipe.name: recipe
@@ -217,6 +226,7 @@ RECIPES: dict[str, ProbesRecipe] = {
                 _SVHN,
                 name=f"ddpm-small-t{T}-probes",
                 model=f"ddpm-small-t{T}",
+                untrained=False,
                 samples=128,
                 samplers=(("ddim", 50), ("ancestral", T)),
                 noised_at=(),
@@ -502,14 +512,14 @@ def figures(
 
 
 _NO_RETURN = "step from which half of the images return as another digit"
-_SENT_OUT = "diffusion, 3.43 M parameters, noised and brought back"
+_SENT_OUT = "diffusion, {} M parameters, noised and brought back"
 _DISTANCE = "kernel distance of samples to test images"
 FAMILY = Family(
     name="probes",
     recipe=ProbesRecipe,
     recipes=RECIPES,
     headlines={
-        _SVHN.name: Headline("digit_lost", _NO_RETURN, _SENT_OUT, digits=0),
+        _SVHN.name: Headline("digit_lost", _NO_RETURN, _SENT_OUT.format(3.43), digits=0),
         **{
             f"ddpm-small-t{T}-probes": Headline(
                 f"ancestral_{T}_kernel_distance", _DISTANCE, f"diffusion, sampled in {T:,} steps"
