@@ -16,9 +16,9 @@ from genbook.diffusion.probes import (
     SAMPLERS,
     bring_back,
     draw,
-    layers,
     unet_features,
 )
+from genbook.diffusion.unet import layers
 from genbook.families import Job
 from genbook.measures import STRENGTHS, linear_probe
 from genbook.randomness import own_randomness
