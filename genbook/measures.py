@@ -206,7 +206,9 @@ def linear_probe(
 
     Multinomial logistic regression by scikit-learn, until it converges, on features
     scaled to mean 0 and variance 1 on the training images ({eq}`eq-probes-logistic`). Each
-    fit starts from the one before, with the next stronger penalty.
+    fit starts from the one before, with the next stronger penalty. Two in a row that are worse
+    than the best by more than its standard error, on validation images, are the last: weaker
+    penalties take ever longer, to learn the training images by heart.
 
     Args:
         train, valid, test: features, and labels.
@@ -236,4 +238,8 @@ def linear_probe(
         logistic.set_params(C=strength).fit(x, train[1].numpy())
         right = (logistic.score(x_valid, valid[1].numpy()), logistic.score(x_test, test[1].numpy()))
         found.append(Probed(float(right[0]), float(right[1]), strength))
-    return max(found, key=lambda probed: probed.valid)
+        best = max(found, key=lambda probed: probed.valid)
+        worse = best.valid - (best.valid * (1 - best.valid) / len(x_valid)) ** 0.5
+        if max(probed.valid for probed in found[-2:]) < worse:
+            break
+    return best

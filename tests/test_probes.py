@@ -16,9 +16,9 @@ from genbook.diffusion.probes import (
     SAMPLERS,
     bring_back,
     draw,
-    layers,
     unet_features,
 )
+from genbook.diffusion.unet import layers
 from genbook.families import Job
 from genbook.measures import STRENGTHS, linear_probe
 from genbook.randomness import own_randomness
@@ -155,6 +155,29 @@ def test_the_chosen_penalty_is_told():
         assert linear_probe(*splits, strengths=(worse,)).valid < found.valid - 0.02
     with pytest.raises(ValueError, match="strengths must increase"):
         linear_probe(*splits, strengths=(1.0, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("shares", "tried", "chosen"),
+    [
+        ((0.2, 0.5, 0.7, 0.71, 0.66, 0.65, 0.9, 0.9, 0.9), 6, 3),  # two that are worse: the last
+        ((0.2, 0.2, 0.2, 0.19, 0.18, 0.2, 0.5, 0.6, 0.5), 9, 7),  # within an error: not yet
+        ((0.5, 0.6, 0.1, 0.7, 0.6, 0.7, 0.6, 0.7, 0.6), 9, 3),  # one at a time: not yet
+    ],
+)
+def test_penalties_that_do_worse_and_worse_are_the_last(monkeypatch, shares, tried, chosen):
+    """By made-up shares of 400 validation images, whose error is 0.02."""
+    from sklearn.linear_model import LogisticRegression
+
+    fitted, fit, told = [], LogisticRegression.fit, dict(zip(STRENGTHS, shares))
+    monkeypatch.setattr(
+        LogisticRegression, "fit", lambda self, *of: fitted.append(self.C) or fit(self, *of)
+    )
+    monkeypatch.setattr(LogisticRegression, "score", lambda self, x, y: told[self.C])
+    torch.manual_seed(0)
+    found = linear_probe(*[(torch.randn(400, 2), torch.arange(400) % 2) for _ in range(3)])
+    assert fitted == list(STRENGTHS[:tried])
+    assert found == (shares[chosen], shares[chosen], STRENGTHS[chosen])
 
 
 @pytest.fixture

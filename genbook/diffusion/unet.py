@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['sinusoidal_embedding', 'ConvBlock', 'ResBlock', 'Attention', 'LinearAttention', 'Stage', 'Middle', 'UNetLayers',
-           'UNet']
+           'UNet', 'layers', 'layer_outputs']
 
 # %% ../../nbs/diffusion/unet.ipynb #4dd9fc10
 #| code-fold: true
@@ -315,3 +315,42 @@ class UNet(UNetLayers):
                 f"t must be an int64 step for each of the {len(x)} images, "
                 f"got {t.dtype} of shape {tuple(t.shape)}"
             )
+
+# %% ../../nbs/diffusion/unet.ipynb #cdcfd5af
+def layers(unet: UNet) -> dict[str, nn.Module]:
+    """The parts of a U-Net whose outputs are looked at, in their order, by name."""
+    downs = {f"down {i}": part for i, part in enumerate(unet.downs, start=1)}
+    ups = {f"up {i}": part for i, part in enumerate(unet.ups, start=1)}
+    return {**downs, "middle": unet.middle, **ups, "last": unet.last}
+
+
+@torch.no_grad()
+def layer_outputs(
+    unet: UNet,
+    x: Float[Tensor, "batch channels h w"],
+    t: Int64[Tensor, "batch"],
+    side: int = 4,
+) -> dict[str, Float[Tensor, "batch features"]]:
+    """What each layer says of noisy images, by its name (`layers`), in float32 on the CPU.
+
+    Args:
+        unet: the network, which is left as it was.
+        x, t: what it is given.
+        side: an output is averaged to side × side places: channels · side² numbers per image.
+    """
+    found = {}
+
+    def listen(name):
+        def hook(module, inputs, output):
+            pooled = F.adaptive_avg_pool2d(output.float(), side)
+            found[name] = pooled.flatten(1).cpu()
+
+        return hook
+
+    hooks = [part.register_forward_hook(listen(name)) for name, part in layers(unet).items()]
+    try:
+        unet(x, t)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

@@ -182,6 +182,9 @@ RECIPES: dict[str, SimSiamRecipe] = {
                 "fixed-predictor": {"MLP_mode": "fixed_random_init"},
                 "projector-4096": {"dim": 4096},
                 "stem": {"stem": "cifar", "epochs": 200, "batch_size": 512, "lr": 0.03},
+                # Ten epochs on one core, since of the hundred no projections are kept.
+                "no-stopgrad-ten-epochs": {"stop_gradient": False, "epochs": 10},
+                "fixed-predictor-ten-epochs": {"MLP_mode": "fixed_random_init", "epochs": 10},
             }.items()
         ),
     )
