@@ -109,50 +109,55 @@ def recipes(
         as_json, name,
     )  # fmt: skip
 
+# %% ../nbs/cli.ipynb #3f0b8a6d
+#| code-fold: true
+_NAMES = Annotated[
+    list[str], typer.Argument(metavar="RECIPE...", help="Names that `genbook recipes` lists.")
+]
+_SMOKE = Annotated[
+    bool,
+    typer.Option("--smoke", help="The same code on toy data, for seconds; kept as RECIPE+smoke."),
+]
+_SETTINGS = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Change a field of the recipe; may be given several times.",
+    ),
+]
+_OUT = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the run, or of several runs; else runs/NAME, where NAME tells what was changed."
+    ),
+]
+_DEVICE = Annotated[str | None, typer.Option(help="cpu, cuda or mps; else the best there is.")]
+_PRECISION = Annotated[str | None, typer.Option(help="fp32 or bf16; else as the recipe says.")]
+_RESUME = Annotated[
+    bool,
+    typer.Option("--resume/--no-resume", help="Go on from the last checkpoint, or start anew."),
+]
+_COMPILE = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Make each step one graph; if not said, in long runs on CUDA.",
+    ),
+]
+
 # %% ../nbs/cli.ipynb #88631c34
 @app.command()
 def train(
-    names: Annotated[
-        list[str], typer.Argument(metavar="RECIPE...", help="Names that `genbook recipes` lists.")
-    ],
-    smoke: Annotated[
-        bool,
-        typer.Option(
-            "--smoke", help="The same code on toy data, for seconds; kept as RECIPE+smoke."
-        ),
-    ] = False,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="FIELD=VALUE",
-            help="Change a field of the recipe; may be given several times.",
-        ),
-    ] = None,
+    names: _NAMES,
+    smoke: _SMOKE = False,
+    settings: _SETTINGS = None,
     data_root: DATA_ROOT = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the run, or of several runs; else runs/NAME, where NAME tells what was changed."
-        ),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or mps; else the best there is.")
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="fp32 or bf16; else as the recipe says.")
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume/--no-resume", help="Go on from the last checkpoint, or start anew."),
-    ] = True,
-    compile_: Annotated[
-        bool | None,
-        typer.Option(
-            "--compile/--no-compile",
-            help="Make each step one graph; if not said, in long runs on CUDA.",
-        ),
-    ] = None,
+    out: _OUT = None,
+    device: _DEVICE = None,
+    precision: _PRECISION = None,
+    resume: _RESUME = True,
+    compile_: _COMPILE = None,
     threads: _THREADS = None,
     on_leash: Annotated[bool, typer.Option("--on-leash", hidden=True)] = False,
 ) -> None:
@@ -182,14 +187,7 @@ def train(
     folders = [_folder(recipe, out, len(names)) for _, recipe in found]
     if len(names) > 1:
         _settle(threads)
-        again = [f"--set={each}" for each in settings or []]
-        again += [
-            f"--{key}={value}"
-            for key, value in (("data-root", data_root), ("device", device))
-            if value
-        ]
-        again += ["--smoke"] * smoke + ["--no-resume"] * (not resume)
-        again += [] if compile_ is None else ["--compile" if compile_ else "--no-compile"]
+        again = _options_again(smoke, settings or [], data_root, device, resume, compile_)
         _train_all(names, [recipe for _, recipe in found], folders, again)
         return
     ((family, chosen),), (folder,) = found, folders
@@ -244,6 +242,22 @@ def _train_all(names: list[str], recipes: list, folders: list[Path], options: li
     if any(statuses):
         tell(f"to go on: {_command()}", "yellow")
         raise typer.Exit(INTERRUPTED if set(statuses) <= {0, INTERRUPTED} else 1)
+
+
+def _options_again(
+    smoke: bool,
+    settings: list[str],
+    data_root: Path | None,
+    device: str | None,
+    resume: bool,
+    compile_: bool | None,
+) -> list[str]:
+    """The options of a training as they were given, for each of several."""
+    again = [f"--set={each}" for each in settings]
+    named = (("data-root", data_root), ("device", device))
+    again += [f"--{key}={value}" for key, value in named if value]
+    again += ["--smoke"] * smoke + ["--no-resume"] * (not resume)
+    return again + ([] if compile_ is None else ["--compile" if compile_ else "--no-compile"])
 
 # %% ../nbs/cli.ipynb #ef1a4442
 #| code-fold: true
