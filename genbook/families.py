@@ -114,6 +114,7 @@ class Family:
     draw: Callable | None = None  # (recipe, model, n) -> images in [0, 1]
     portrait: Callable | None = None  # (recipe, kept, splits, out): what pages show besides
     load: Callable | None = None  # (recipe, weights) -> kept, where it is more than a model
+    features: Callable | None = None  # (model, images as levels) -> what judges look at
     draws_nothing: str = "it makes no images"  # why, where `draw` is None
     drawn: str = ""  # where the data come from, for a family without a data set
 
@@ -357,6 +358,7 @@ FAMILIES: dict[str, str] = {  # name -> the module that ends with its FAMILY
     "rates": "genbook.selfsupervised.rates",
     "comparison": "genbook.results.comparison",
     "classifier": "genbook.judges.classifier",
+    "examination": "genbook.judges.examination",
 }
 
 

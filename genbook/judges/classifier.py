@@ -270,6 +270,7 @@ FAMILY = Family(
     make=make,
     figures=final_metrics,
     portrait=keep_portrait,
+    features=lambda model, images: class_features(model, scale_pixels(images)),
     draws_nothing="a classifier names images that others draw",
 )
 train, build, evaluate = FAMILY.train, FAMILY.build, FAMILY.evaluate

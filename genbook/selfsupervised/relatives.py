@@ -20,7 +20,7 @@ from ..families import Family, Headline
 from ..randomness import own_randomness
 from .encoder import check_views, predictor, projector, resnet18
 from .judging import figures, portrait, pretrain
-from .pretraining import PretrainRecipe, two_views
+from .pretraining import PretrainRecipe, features_of, two_views
 from .representations import spread
 from .simsiam import CosineSimilarity, SimSiam
 from .views import Augmentation, normalise
@@ -301,6 +301,8 @@ RECIPES: dict[str, RelativeRecipe] = {
         RelativeRecipe("barlow-twins-cifar10", "barlow-twins"),
         RelativeRecipe("barlow-twins-cifar10-projector-4096", "barlow-twins", dim=4096),
         RelativeRecipe("vicreg-cifar10", "vicreg"),
+        # A judge of house numbers that never saw a label: as many images as the others.
+        RelativeRecipe("vicreg-svhn", "vicreg", data="svhn", epochs=3, keep_weights=True),
         RelativeRecipe("simclr-cifar10", "simclr", dim=128),
         RelativeRecipe("simsiam-cifar10-heavy", "simsiam-heavy"),
         RelativeRecipe("simsiam-cifar10-colours", "simsiam-colours"),
@@ -336,6 +338,7 @@ FAMILY = Family(
     make=pretrain,
     figures=figures,
     portrait=portrait,
+    features=features_of,
     draws_nothing="it learns features of images, and makes none",
 )
 train, build, evaluate, sample = FAMILY.train, FAMILY.build, FAMILY.evaluate, FAMILY.sample

@@ -21,7 +21,7 @@ from ..families import Family, Headline
 from ..randomness import own_randomness
 from .encoder import check_views, predictor, projector, resnet18
 from .judging import figures, portrait, pretrain
-from .pretraining import PretrainRecipe
+from .pretraining import PretrainRecipe, features_of
 
 # %% ../../nbs/selfsupervised/simsiam.ipynb #b7b1bd42
 class CosineSimilarity(nn.Module):
@@ -220,6 +220,7 @@ FAMILY = Family(
     make=pretrain,
     figures=figures,
     portrait=portrait,
+    features=features_of,
     draws_nothing="it learns features of images, and makes none",
 )
 train, build, evaluate, sample = FAMILY.train, FAMILY.build, FAMILY.evaluate, FAMILY.sample
