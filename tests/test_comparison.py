@@ -8,20 +8,29 @@ import torch
 
 from genbook.data import Splits
 from genbook.descent import in_precision
-from genbook.families import Job, Measured, family_of
+from genbook.diffusion.sampling import sample_ancestral, sample_ddim
+from genbook.families import Job, Made, Measured, family_of
+from genbook.images import scale_pixels
+from genbook.judges.examination import blurred, distance_of
 from genbook.judges.quality import class_shares, frechet_distance, kernel_distance, precision_recall
 from genbook.measures import entropy
-from genbook.results import comparison
+from genbook.randomness import own_randomness
+from genbook.results import comparison, drawing
 from genbook.results.comparison import (
     RECIPES,
-    black_and_white,
     chosen,
+    compared,
     detail_distance,
     judge_of,
-    model_images,
-    seconds_per_1000,
 )
+from genbook.results.drawing import PART, black_and_white, drawn, painter
 from genbook.runs import Place, Run
+
+
+def images(run, how, n=100, seed=0):
+    """Images in [−1, 1] as they come from a model."""
+    with own_randomness(seed), torch.no_grad():
+        return painter(run, how)(n).float()
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +82,65 @@ def test_draws_are_those_of_the_likelihood(open_run):
     """Draws of a Gaussian VAE are its modes and noise of its variance, cut off at the ends of the scale."""
     run = open_run("vae-svhn-sigma")
     sigma = family_of(run).build(run)[1].output_logvar.exp().sqrt().item()
-    mode, drawn = (model_images(run, 100, draws) for draws in (False, True))
-    assert mode.shape == drawn.shape == (100, 3, 32, 32) and drawn.abs().max() <= 1
+    mode, draws = (images(run, how) for how in ("", "draws"))
+    assert mode.shape == draws.shape == (100, 3, 32, 32) and draws.abs().max() <= 1
     inside = mode.abs() < 1 - 5 * sigma
-    assert (drawn - mode)[inside].std().item() == pytest.approx(sigma, rel=0.02)
-    grey, black = (model_images(open_run("gan-mnist"), 100, draws) for draws in (False, True))
+    assert (draws - mode)[inside].std().item() == pytest.approx(sigma, rel=0.02)
+    grey, black = (images(open_run("gan-mnist"), how) for how in ("", "draws"))
     assert set(black.unique().tolist()) == {-1.0, 1.0}
     assert (black.mean() - grey.mean()).abs() < 0.02
+
+
+def test_images_are_rounded_to_levels_and_blurred_after(open_run):
+    run = open_run("wgan-svhn")
+    levels = drawn(run, "", 20, seed=4)["levels"]
+    x = images(run, "", 20, seed=4)
+    assert levels.dtype == torch.uint8
+    assert (scale_pixels(levels) - x.clamp(-1, 1)).abs().max() <= 1 / 255 + 1e-6
+    assert drawn(run, "blurred", 20, seed=4)["levels"].equal(blurred(levels, 1))
+
+
+def test_a_diffusion_model_is_drawn_from_by_the_sampler_that_is_named(open_run):
+    """The same noise by the package's samplers; batches of 64 begin with their own noise."""
+    run = open_run("ddpm-toy")
+    _, model = family_of(run).build(run)
+    for how, sampler in (("ddim-2", sample_ddim), ("ancestral-3", sample_ancestral)):
+        torch.manual_seed(5)
+        noise = model.noise(4)
+        with torch.no_grad():
+            wanted = sampler(model.clipped_noise, model.diffusion, noise, int(how[-1]))
+        found = images(run, how, 4, seed=5)
+        # Another layout in memory rounds otherwise; another number of calls is another image.
+        assert (found - wanted).abs().mean() < 1e-3
+        another = images(run, how[:-1] + "4", 4, seed=5)
+        assert (another - wanted).abs().mean() > 0.01
+
+
+def test_other_ways_of_drawing_are_refused(open_run):
+    for name, how, message in (
+        ("wgan-svhn", "ddim-50", "images of wgan-svhn are drawn by '', 'draws'; got 'ddim-50'"),
+        ("ddpm-toy", "euler-5", "or a sampler as 'ddim-50'; got 'euler-5'"),
+        ("ddpm-toy", "ddim-", "got 'ddim-'"),
+        ("svhn-classifier", "", "svhn-classifier draws no images: a classifier names images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            painter(open_run(name), how)
+
+
+def test_a_run_that_is_missing_is_named_with_the_command_that_makes_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("GENBOOK_RUNS", str(tmp_path))
+    for name, command in (
+        ("vae-svhn+seed=1", "genbook train vae-svhn --set seed=1"),
+        ("wgan-svhn+seed=2+lr=0.1", "genbook train wgan-svhn --set seed=2 --set lr=0.1"),
+        ("wgan-svhn", "genbook train wgan-svhn"),
+    ):
+        recipe = dataclasses.replace(RECIPES["comparison-svhn"], sets=("test", f"{name} draws"))
+        with pytest.raises(ValueError) as error:
+            compared(recipe)
+        assert str(error.value) == (
+            f"comparison-svhn compares the run {name!r}, which isn't in {tmp_path}; "
+            f"make it with: {command}"
+        )
 
 
 def test_judges(open_run):
@@ -96,7 +157,8 @@ def test_recipes_name_what_there_is(open_run):
     for recipe in RECIPES.values():
         assert {"test", "others", "train"} <= set(recipe.sets)
         for name in (recipe.judge, *recipe.models()):
-            assert open_run(name).record["name"] == name
+            kept = name.split("+")[0]  # of other seeds there is no record, but of the first one
+            assert open_run(kept).record["name"] == kept
         for name in recipe.sets:
             assert recipe.reference(name) in recipe.sets
 
@@ -107,7 +169,7 @@ def test_smoke_resume_and_evaluate(tmp_path, monkeypatch):
     inside = Job(Place(job.out).scratch, progress=False)
     made = comparison.measure(recipe, inside, Splits(recipe.data))
     assert inside.checkpoint.exists()
-    monkeypatch.setattr(comparison, "model_images", None)  # nothing is drawn again
+    monkeypatch.setattr(comparison, "drawn", None)  # nothing is drawn again
     run = comparison.record(recipe, job)
     assert not inside.out.exists()
     assert comparison.evaluate(run) == run.record["metrics"]
@@ -156,6 +218,15 @@ def test_figures_come_from_what_is_kept(record):
         assert record.figure(f"{key}_detail") == pytest.approx(
             detail_distance(rough, found[f"{known}.roughness"])
         )
+        for judge in recipe.judges:
+            looks = (found[f"{which}.{judge}"].float() for which in (name, known))
+            value, _ = distance_of(judge)(*looks, resamples=20)
+            assert record.figure(f"{key}_{judge}") == pytest.approx(value, rel=1e-5)
+        if f"{name}.confidence" in found:
+            sure = found[f"{name}.confidence"].double().mean().item()
+            assert record.figure(f"{key}_confidence") == pytest.approx(sure, rel=1e-4)
+        if recipe.judges:
+            x, y = (found[f"{which}.{recipe.judges[0]}"].float() for which in (name, known))
         precision, recall = precision_recall(y, x)
         assert (record.figure(f"{key}_precision"), record.figure(f"{key}_recall")) == (
             precision,
@@ -166,9 +237,11 @@ def test_figures_come_from_what_is_kept(record):
 def test_the_floor_is_a_floor(record):
     recipe, _ = comparison.build(record)
     assert record.figure("others_kernel_low") < 0 < record.figure("others_kernel_high")
-    for name in recipe.models():
-        assert record.figure(f"{name}_kernel_low") > record.figure("others_kernel_high")
-        assert record.figure(f"{name}_frechet") > record.figure("others_frechet")
+    for name in recipe.of_models():
+        key = name.replace(" ", "_")
+        assert record.figure(f"{key}_frechet") > record.figure("others_frechet")
+        for judge in recipe.judges or ("kernel",):
+            assert record.figure(f"{key}_{judge}_low") > record.figure(f"others_{judge}_high")
 
 
 def test_pictures_are_drawn_again(open_run, record):
@@ -176,10 +249,10 @@ def test_pictures_are_drawn_again(open_run, record):
     recipe, _ = comparison.build(record)
     name = {"comparison-svhn": "vae-svhn", "comparison-mnist": "gan-mnist"}[record.name]
     side = 32 if record.name == "comparison-svhn" else 28
-    kept = record.tiles(name, side=side)[:40].float() / 255
+    kept = record.tiles(name, side=side)[:40].float()
     with in_precision(recipe.precision):
-        x = model_images(open_run(name), recipe.samples, seed=recipe.seed)[:40]
-    assert (kept[:, : x.shape[1]] - 0.5 * (x.clamp(-1, 1) + 1)).abs().mean() < 0.01
+        levels = drawn(open_run(name), "", PART, 1000 * recipe.seed)["levels"][:40]
+    assert (kept[:, : levels.shape[1]] - levels).abs().mean() < 2.5
 
 
 def test_more_than_the_data_has_is_refused(tmp_path):
@@ -192,7 +265,7 @@ def test_own_randomness(open_run):
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    model_images(open_run("gan-mnist"), 2, draws=True)
+    drawn(open_run("gan-mnist"), "draws", 2)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -213,10 +286,11 @@ def test_bad_recipes():
 
 
 def test_seconds(open_run, monkeypatch):
-    assert 0 < seconds_per_1000(open_run("gan-mnist"), 2000, 100) < 10
-    clock = iter((0, 9, 10, 12, 20, 27))  # warm, few: 2 seconds, n: 7 seconds
-    monkeypatch.setattr(comparison.time, "process_time", lambda: next(clock))
-    assert seconds_per_1000(open_run("gan-mnist"), 110, 10) == 50
-    for n, few in ((10, 10), (10, 20), (10, 0)):
-        with pytest.raises(ValueError, match="few must be above 0"):
-            seconds_per_1000(open_run("gan-mnist"), n, few)
+    assert 0 < drawn(open_run("gan-mnist"), "", 500)["seconds"] < 10
+    clock = iter((10, 12, 20, 21, 30, 37))  # three parts of 2, 1 and 7 seconds
+    monkeypatch.setattr(drawing.time, "process_time", lambda: next(clock))
+    parts = {f"a draws|{i}": drawn(open_run("gan-mnist"), "draws", 4, i) for i in range(3)}
+    kept = {f"{part}.{key}": value for part, of in parts.items() for key, value in of.items()}
+    made = comparison._without_images(Made({**kept, "a draws.features": torch.ones(12)}, 0.0))
+    assert made.kept.keys() == {"a draws.features", "a draws.seconds"}
+    assert made.kept["a draws.seconds"].item() == pytest.approx(1000 * 10 / 12)
