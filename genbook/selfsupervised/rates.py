@@ -57,8 +57,8 @@ class RatesRecipe:
     rates: tuple[float, ...] = (0.03, 0.12, 0.48, 1.92)  # for 256 images; a geometric series
     further: int = 3  # more of them at most, beyond each end, as long as the best lies there
     data: str = "cifar10"
-    learned: int = 20_000  # training images that each run learns from
-    epochs: int = 1  # passes over them
+    learned: int = 40_000  # training images that each run learns from
+    epochs: int = 5  # passes over them
     known: int = 10_000  # training images among which neighbours are found
     asked: int = 5_000  # validation images that are asked about
     batches: int = 4  # over which the gradient at the start is averaged
@@ -87,6 +87,7 @@ class RatesRecipe:
             further=0,
             data="toy_house_numbers",
             learned=128,
+            epochs=1,
             known=128,
             asked=100,
             batches=1,

@@ -167,6 +167,13 @@ class SimSiamRecipe(PretrainRecipe):
 
 # %% ../../nbs/selfsupervised/simsiam.ipynb #e8dd3c6d
 _DEFAULT = SimSiamRecipe("simsiam-cifar10", keep_weights=True)
+_ABLATIONS = {
+    "no-stopgrad": {"stop_gradient": False},
+    "identity-predictor": {"MLP_mode": "no_pred_mlp"},
+    "fixed-predictor": {"MLP_mode": "fixed_random_init"},
+    "projector-4096": {"dim": 4096},
+}
+_COURSE = {"images": "train+valid"}  # as the course: nothing is held out
 
 RECIPES: dict[str, SimSiamRecipe] = {
     recipe.name: recipe
@@ -177,14 +184,10 @@ RECIPES: dict[str, SimSiamRecipe] = {
                 _DEFAULT, name=f"simsiam-cifar10-{what}", keep_weights=False, **changed
             )
             for what, changed in {
-                "no-stopgrad": {"stop_gradient": False},
-                "identity-predictor": {"MLP_mode": "no_pred_mlp"},
-                "fixed-predictor": {"MLP_mode": "fixed_random_init"},
-                "projector-4096": {"dim": 4096},
-                "stem": {"stem": "cifar", "epochs": 200, "batch_size": 512, "lr": 0.03},
-                # Ten epochs on one core, since of the hundred no projections are kept.
-                "no-stopgrad-ten-epochs": {"stop_gradient": False, "epochs": 10},
-                "fixed-predictor-ten-epochs": {"MLP_mode": "fixed_random_init", "epochs": 10},
+                **_ABLATIONS,
+                "stem": {"stem": "cifar", "batch_size": 512},
+                "course": _COURSE,
+                **{f"course-{what}": _COURSE | changed for what, changed in _ABLATIONS.items()},
             }.items()
         ),
     )
