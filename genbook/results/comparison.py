@@ -110,6 +110,7 @@ RECIPES: dict[str, ComparisonRecipe] = {
             sets=(
                 "test", "others", "train",
                 "vae-svhn", "vae-svhn draws", "vae-svhn-sigma", "vae-svhn-sigma draws",
+                *(f"vae-svhn{which}+seed={seed}" for which in ("", "-sigma") for seed in (1, 2)),
                 "wgan-svhn", "wgan-svhn blurred",
                 "ddpm-svhn ddim-50", "ddpm-svhn ddim-20", "ddpm-svhn ddim-10",
                 "ddpm-svhn ancestral-50", "ddpm-svhn ancestral-20", "ddpm-svhn ancestral-10",
