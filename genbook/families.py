@@ -8,9 +8,10 @@ __all__ = ['FROM_RECIPE', 'FAMILIES', 'Recipe', 'Job', 'Made', 'Headline', 'Fami
 #| code-fold: true
 import dataclasses
 import importlib
+import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from . import runs, training
-from .checkpoints import check_fingerprint, load_checkpoint, save_checkpoint
+from genbook.checkpoints import (
+    check_fingerprint,
+    check_fit,
+    load_checkpoint,
+    misfit,
+    save_checkpoint,
+)
 from .data import Splits
 from .randomness import own_randomness
 from .recipes import look_up
@@ -263,6 +270,10 @@ def fit_recipe(
     return Made(result.model, result.seconds, device, main=result.main, notes=notes)
 
 # %% ../nbs/families.ipynb #a149a94a
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: f"{value.dtype} {list(value.shape)}" for name, value in tensors.items()}
+
+
 class Measured(dict):
     """Tensors by name of what was measured, each part made once and kept in a checkpoint."""
 
@@ -285,8 +296,27 @@ class Measured(dict):
         state = load_checkpoint(job.checkpoint) if job.resume else None
         if state is not None:
             check_fingerprint(job.checkpoint, state["fingerprint"], self.settings)
+            check_fit(job.checkpoint, self._misfits(state))
             self.update(state["tensors"])
             self.seconds = state["seconds"]
+
+    def _misfits(self, state: dict) -> Iterator[str]:
+        """What of a checkpoint no measurement has kept."""
+        yield misfit(state, {"fingerprint": {}, **self._state()}, "checkpoint", depth=1)
+        parts, tensors = state["seconds"], state["tensors"]
+        if _shapes(tensors) != state["shapes"]:
+            yield "the tensors are not those that were measured"
+        if not all(name.startswith(tuple(f"{part}." for part in parts)) for name in tensors):
+            yield "it has tensors of a part that is not done"
+        for part, seconds in parts.items():
+            if not isinstance(seconds, float) or not 0 <= seconds < math.inf:
+                yield f"seconds.{part} is {seconds}"
+            if not any(name.startswith(f"{part}.") for name in tensors):
+                yield f"it has nothing of the part {part}"
+
+    def _state(self) -> dict:
+        """What a checkpoint keeps, besides whose it is."""
+        return {"seconds": self.seconds, "tensors": dict(self), "shapes": _shapes(self)}
 
     def once(self, part: str, make: Callable[[], Mapping[str, Tensor]]) -> None:
         """Measure a part, unless an earlier attempt did."""
@@ -296,8 +326,7 @@ class Measured(dict):
         found = make()
         self.seconds[part] = time.perf_counter() - began
         self.update({f"{part}.{name}": value for name, value in found.items()})
-        state = {"fingerprint": self.settings, "seconds": self.seconds}
-        save_checkpoint(self.job.checkpoint, {**state, "tensors": dict(self)})
+        save_checkpoint(self.job.checkpoint, {"fingerprint": self.settings, **self._state()})
 
     def made(self) -> Made:
         """All that was measured, to be kept; `metrics.csv` says when each part was done."""

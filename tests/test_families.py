@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from genbook import agreement, cli, families, recipes, runs, training
+from genbook.checkpoints import load_checkpoint, save_checkpoint
 from genbook.data import Split, Splits
 from genbook.families import FAMILIES, Job, family
 
@@ -172,3 +173,29 @@ def test_headlines_are_of_recipes():
 def test_an_unknown_family_is_refused():
     with pytest.raises(ValueError, match="no family is called 'vea'"):
         family("vea")
+
+
+def test_a_measurement_goes_on_from_its_own_checkpoint_alone(tmp_path):
+    job, settings = families.Job(tmp_path), {"recipe": "a"}
+    measured = families.Measured(job, settings)
+    measured.once("one", lambda: {"x": torch.ones(3)})
+    state = load_checkpoint(job.checkpoint)
+    for change in (
+        {"tensors": {}},
+        {"tensors": {"one.x": torch.ones(2)}},
+        {"tensors": {"one.x": 1}},
+        {"tensors": state["tensors"] | {"two.x": torch.ones(3)}},
+        {"seconds": {}},
+        {"seconds": {"one": -1.0}},
+        {"seconds": {"one": 1.0, "two": 1.0}},
+        {"seconds": 3},
+        {"shapes": {}},
+        {"more": 1},
+    ):
+        save_checkpoint(job.checkpoint, state | change)
+        with pytest.raises(ValueError, match="checkpoint.pt does not fit this run"):
+            families.Measured(job, settings)
+    save_checkpoint(job.checkpoint, state)
+    again = families.Measured(job, settings)
+    again.once("one", lambda: 1 / 0)
+    assert torch.equal(again["one.x"], torch.ones(3))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,31 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         runs.write_atomic(tmp_path / "a.txt", "new")
     assert (tmp_path / "a.txt").read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_temporary_files_are_swept_once_their_process_is_gone(tmp_path):
+    path = tmp_path / "a.txt"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        left, living, other = (
+            tmp_path / f".{name}.{number}.140000.tmp"
+            for name, number in (("a.txt", gone.pid), ("a.txt", sleeper.pid), ("b.txt", gone.pid))
+        )
+        foreign = tmp_path / ".a.txt.swp.tmp"
+        for each in (left, living, other, foreign):
+            each.write_text("half")
+        runs.write_atomic(path, "new")
+        assert not left.exists() and living.exists() and other.exists()
+        runs.sweep(tmp_path)
+        assert not other.exists() and living.exists() and foreign.exists()
+        os.utime(living, (0, 0))  # by one that had the number before
+        runs.sweep(tmp_path)
+        assert not living.exists()
+    finally:
+        sleeper.kill()
+        sleeper.wait()
 
 
 def test_half_precision_refuses_what_it_cannot_hold(tmp_path):

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from genbook import descent, players, training
-from genbook.checkpoints import load_checkpoint, stop_on_interrupt
+from genbook.checkpoints import load_checkpoint, save_checkpoint, stop_on_interrupt
 from genbook.players import Player
 from genbook.training import fit
 
@@ -348,6 +348,114 @@ def test_broken_checkpoint_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="c.pt"):
         fit(network(), noisy, toy(), epochs=1, checkpoint=path, **SETTINGS)
+
+
+def damaged(content, chance):
+    """A file as a disk or a stranger may leave it: a bit, a sector, an end or a byte is other."""
+    at = chance.randrange(len(content))
+    return (
+        content[:at] + bytes([content[at] ^ (1 << chance.randrange(8))]) + content[at + 1 :],
+        content[:at] + bytes(512) + content[at + 512 :],
+        content[:at],
+        content[:at] + b"\0" + content[at:],
+    )[chance.randrange(4)]
+
+
+def test_no_damaged_checkpoint_is_read(tmp_path):
+    path, chance = tmp_path / "c.pt", random.Random(0)
+    fit(network(), interrupted_at(13), toy(), epochs=3, ema=0.9, checkpoint=path, **SETTINGS)
+    content = path.read_bytes()
+    for _ in range(200):
+        path.write_bytes(other := damaged(content, chance))
+        if other != content:  # a sector may have been zero
+            with pytest.raises(ValueError, match="c.pt is not a whole checkpoint.*--no-resume"):
+                load_checkpoint(path)
+
+
+def with_one(state, /, **changes):
+    return {**state, **changes}
+
+
+def halved(weights):
+    return dict(list(weights.items())[: len(weights) // 2])
+
+
+MISFITS = {  # of a checkpoint after step 13 of 24, in the second epoch
+    "step below 0": lambda s: with_one(s, step=-1),
+    "step beyond the end": lambda s: with_one(s, step=10**9),
+    "step of another epoch": lambda s: with_one(s, step=8),
+    "step within another": lambda s: with_one(s, step=14),
+    "step that is no count": lambda s: with_one(s, step=13.0),
+    "step that is a truth value": lambda s: with_one(s, step=True),
+    "seconds below 0": lambda s: with_one(s, seconds=-1.0),
+    "no history": lambda s: with_one(s, history=[]),
+    "a row too many": lambda s: with_one(s, history=s["history"] * 2),
+    "a row of text": lambda s: with_one(s, history=[s["history"][0] | {"train_loss": "1"}]),
+    "a row of another step": lambda s: with_one(s, history=[s["history"][0] | {"step": 9}]),
+    "half of the weights": lambda s: with_one(s, model=halved(s["model"])),
+    "half of the average": lambda s: with_one(s, averaged=halved(s["averaged"])),
+    "weights in half precision": lambda s: with_one(
+        s, model={name: value.half() for name, value in s["model"].items()}
+    ),
+    "weights that are not finite": lambda s: with_one(
+        s, model={name: value / 0 for name, value in s["model"].items()}
+    ),
+    "weights of another shape": lambda s: with_one(
+        s, model=s["model"] | {"0.weight": torch.zeros(12, 16)}
+    ),
+    "an average of other steps": lambda s: with_one(
+        s, averaged=s["averaged"] | {"n_averaged": torch.tensor(3)}
+    ),
+    "no weights": lambda s: {key: value for key, value in s.items() if key != "model"},
+    "no random numbers": lambda s: with_one(s, random=[]),
+    "random numbers of another kind": lambda s: with_one(s, random=[{"torch": 3}]),
+    "random numbers of zeros": lambda s: with_one(
+        s, random=[s["random"][0] | {"torch": torch.zeros(3, dtype=torch.uint8)}]
+    ),
+    "no reports": lambda s: with_one(s, traces=[[]]),
+    "reports of no step": lambda s: with_one(s, traces=[[s["traces"][0][0] * math.nan]]),
+    "reports of zeros": lambda s: with_one(s, traces=[[torch.zeros(8, 2)]]),
+    "reports of another kind": lambda s: with_one(s, traces=[3]),
+    "players of another kind": lambda s: with_one(s, movers=[3]),
+    "no players": lambda s: with_one(s, movers=[]),
+    "nameless reports": lambda s: with_one(s, movers=[s["movers"][0] | {"names": []}]),
+    "no memory": lambda s: remembering(s, state={}),
+    "less memory": lambda s: remembering(s, state=halved(s["movers"][0]["optimizer"]["state"])),
+    "memory of other shapes": lambda s: remembering(
+        s, state={n: {"exp_avg": torch.zeros(1)} for n in range(6)}
+    ),
+    "other settings": lambda s: remembering(
+        s, param_groups=[s["movers"][0]["optimizer"]["param_groups"][0] | {"betas": (0.5, 0.9)}]
+    ),
+    "settings of another kind": lambda s: remembering(s, param_groups=[3]),
+    "another rate": lambda s: remembering(
+        s, param_groups=[s["movers"][0]["optimizer"]["param_groups"][0] | {"lr": math.nan}]
+    ),
+    "something else besides": lambda s: with_one(s, more=1),
+    "another fingerprint": lambda s: with_one(s, fingerprint={}),
+    "no fingerprint": lambda s: with_one(s, fingerprint=[1]),
+}
+
+
+def remembering(state, /, **changes):
+    mover = state["movers"][0]
+    return with_one(state, movers=[mover | {"optimizer": mover["optimizer"] | changes}])
+
+
+def test_a_whole_checkpoint_that_does_not_fit_is_refused(tmp_path):
+    """The digest is right, and what it is of cannot have been kept by this run."""
+    path, plan = tmp_path / "c.pt", dict(epochs=3, ema=0.9, **SETTINGS)
+    fit(network(), interrupted_at(13), toy(), checkpoint=path, **plan)
+    state = load_checkpoint(path)
+    assert state["step"] == 13
+    for what, change in MISFITS.items():
+        save_checkpoint(path, change(state))
+        with pytest.raises(ValueError, match=r"c\.pt .*resume=False") as error:
+            fit(network(), noisy, toy(), checkpoint=path, **plan)
+            pytest.fail(what)
+        assert "\n" not in str(error.value) and path.exists()
+    save_checkpoint(path, state)
+    assert fit(network(), noisy, toy(), checkpoint=path, **plan).completed
 
 
 def test_nan_stops_and_keeps_the_last_checkpoint(tmp_path):

@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from .sets import DATASETS, DataError, Split, data_set
-from ..runs.files import replacing
+from ..runs.files import replacing, sweep
 
 # %% auto #0
 __all__ = ['Arrays', 'cache_root', 'data_roots', 'Copy', 'mending_command', 'find', 'find_under', 'parse_amat',
@@ -460,6 +460,7 @@ def read_decoded(copy: Copy) -> Part:
     quick = copy.layout == "npz" or (copy.layout == "torchvision" and copy.name == "mnist")
     if quick or not all(file.is_file() for file in copy.files):
         return read(copy)  # which says so where a file is missing
+    sweep(_decoded_path(copy).parent)  # of copies that a killed process left half written
     part = _read_decoded_copy(copy)
     if part is None:
         part = read(copy)

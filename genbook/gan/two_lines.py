@@ -9,7 +9,6 @@ __all__ = ['LINE_OPTIMIZERS', 'RECIPES', 'HEIGHTS', 'FAMILY', 'train', 'build', 
 #| code-fold: true
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import runs
-from ..checkpoints import check_fingerprint, load_checkpoint, save_checkpoint
-from ..families import Family, Headline, Job, Made
+from ..families import Family, Headline, Job, Made, Measured
 from genbook.gan.critics import (
     OBJECTIVES,
     between,
@@ -439,33 +437,29 @@ def make(recipe: CriticRecipe, job: Job, splits: None = None) -> Made:
     """Train the critics of a recipe, going on with the first that was not finished."""
     device = job.device or "cpu"
     settings = {key: str(value) for key, value in dataclasses.asdict(recipe).items()}
-    state = load_checkpoint(job.checkpoint) if job.resume else None
-    if state is None:
-        state = {"fingerprint": settings, "weights": {}, "curves": {}, "seconds": 0.0}
-    check_fingerprint(job.checkpoint, state["fingerprint"], settings)
+    trained = Measured(job, settings)
+
+    def train_one(objective, theta):
+        critic, curve = train_critic(recipe, objective, theta, device)
+        bar.set_postfix({f"{objective}_{theta:g}": f"{curve[-1][1]:.3f}"})
+        return critic.cpu().state_dict() | {"curve": torch.tensor(curve, dtype=torch.float64)}
+
     critics = [(theta, kind) for theta in recipe.thetas for kind in recipe.objectives]
     bar = tqdm(critics, desc=recipe.name, unit="critic", disable=not job.progress)
     for theta, objective in bar:
-        key = f"{objective}_{theta:g}"
-        if key in state["curves"]:
-            continue
-        begun = time.perf_counter()
-        critic, curve = train_critic(recipe, objective, theta, device)
-        bar.set_postfix({key: f"{curve[-1][1]:.3f}"})
-        for name, tensor in critic.cpu().state_dict().items():
-            state["weights"][f"{objective}/{theta:g}/{name}"] = tensor
-        state["curves"][key] = [list(point) for point in curve]
-        state["seconds"] += time.perf_counter() - begun
-        save_checkpoint(job.checkpoint, state)
+        trained.once(f"{objective}/{theta:g}/", partial(train_one, objective, theta))
 
-    curves = state["curves"]
-    steps = [step for step, _ in next(iter(curves.values()))]
+    state = {name.replace("/.", "/"): value for name, value in trained.items()}
+    curves = {
+        f"{kind}_{theta:g}": state.pop(f"{kind}/{theta:g}/curve").tolist()
+        for theta, kind in critics
+    }
     rows = [
-        {"iteration": step, **{key: curve[i][1] for key, curve in curves.items()}}
-        for i, step in enumerate(steps)
+        {"iteration": int(step), **{key: curve[i][1] for key, curve in curves.items()}}
+        for i, (step, _) in enumerate(next(iter(curves.values())))
     ]
     runs.write_metrics(job.out / "metrics.csv", rows)
-    return Made(what_is_kept(recipe, state["weights"]), state["seconds"], device, dtype=None)
+    return Made(what_is_kept(recipe, state), sum(trained.seconds.values()), device, dtype=None)
 
 # %% ../../nbs/gan/two-lines.ipynb #024acb12
 #| code-fold: true

@@ -8,6 +8,7 @@ from .files import (
     replacing,
     save_weights,
     short_number,
+    sweep,
     write_atomic,
     write_metrics,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "runs_root",
     "save_weights",
     "short_number",
+    "sweep",
     "validate",
     "validate_all",
     "version_info",
