@@ -226,6 +226,8 @@ def _folder(recipe: Any, out: Path | None, several: int) -> Path:
 
 def _train_all(names: list[str], recipes: list, folders: list[Path], options: list[str]) -> None:
     """Train recipes side by side, each by this command. Raises ValueError at a name given twice."""
+    from genbook import runs
+
     if len(set(names)) < len(names):
         raise ValueError(f"each recipe can be trained once, got {' '.join(names)}")
     together = int(os.environ["OMP_NUM_THREADS"].split(",")[0])
@@ -233,7 +235,8 @@ def _train_all(names: list[str], recipes: list, folders: list[Path], options: li
     lanes = []
     for name, recipe, folder in zip(names, recipes, folders, strict=True):
         command = [sys.executable, "-m", "genbook.cli", "train", name, f"--out={folder}", *options]
-        lanes.append(Lane(recipe.name, command, folder, getattr(recipe, "epochs", None)))
+        epochs, scratch = getattr(recipe, "epochs", None), runs.Place(folder).scratch
+        lanes.append(Lane(recipe.name, command, folder, epochs, scratch))
     statuses = watch_all(lanes)
     show([lane.row() for lane in lanes], title="Side by side")
     if any(status not in (0, INTERRUPTED) for status in statuses):
@@ -265,6 +268,10 @@ def _is_finished(out: Path, recipe: Any, resume: bool) -> bool:
     """Whether a folder holds the finished run of a recipe, and says so. Raises ValueError where it holds another run."""
     from genbook import runs
 
+    place = runs.Place(out)
+    if not place.is_settled():
+        with place.taken():
+            place.settle()
     if not (out / "run.json").is_file():
         return False
     record = runs.Run(out).record
@@ -272,7 +279,7 @@ def _is_finished(out: Path, recipe: Any, resume: bool) -> bool:
         raise ValueError(
             f"{out} holds the record of {record['name']}, not of {recipe.name}; choose another --out"
         )
-    if not resume or (out / "checkpoint.pt").exists():
+    if not resume or (place.scratch / "checkpoint.pt").exists():
         return False
     print(f"{out} holds this run, finished. To train it anew: --no-resume; elsewhere: --out FOLDER")
     for change in changes_since(record["recipe"], recipe):
@@ -385,13 +392,12 @@ def records(
     from genbook import families, runs
 
     root = runs.runs_root()
+    runs.settle_all(root)
     problems = runs.validate_all(root, families.recipe_fields())
-    for name in problems:  # a run that is being trained, or was interrupted, is no record yet
-        if (root / name / "checkpoint.pt").exists() and not (root / name / "run.json").exists():
-            problems[name] = []
     rows = [
         _record_row(root / name, wrong, as_json) for name, wrong in problems.items() if name != ""
     ]
+    rows += [_unfinished_row(folder, as_json) for folder in runs.unfinished(root)]
     show(rows, as_json, "Records")
     if not rows:
         tell(f"no records in {root}", "yellow")
@@ -409,7 +415,7 @@ def _record_row(path: Path, problems: list[str], as_json: bool) -> dict:
     row: dict[str, Any] = {"run": path.name, "state": "malformed"}
     row |= dict.fromkeys(("family", "minutes", "epochs", "figures"))
     if not (path / "run.json").exists():
-        row["state"] = "incomplete" if problems else "unfinished"
+        row["state"] = "incomplete"
     elif not problems:
         run = runs.Run(path)
         minutes = round(run.record["seconds"] / 60, 1)
@@ -422,6 +428,17 @@ def _record_row(path: Path, problems: list[str], as_json: bool) -> dict:
             "figures": values if as_json else run.in_short(),
         }
     return row | ({"problems": problems} if as_json else {})
+
+
+def _unfinished_row(scratch: Path, as_json: bool) -> dict:
+    """A row for a run that is being made, or was interrupted; its record, if there is one, has another."""
+    from genbook import runs
+
+    row: dict[str, Any] = {"run": scratch.name.removesuffix(runs.UNFINISHED), "state": "unfinished"}
+    row |= dict.fromkeys(("family", "minutes", "epochs", "figures"))
+    if as_json:
+        return row | {"problems": [], "folder": str(scratch)}
+    return row | {"figures": f"genbook train goes on in {scratch}"}
 
 # %% ../nbs/cli.ipynb #417640b8
 @app.command()

@@ -2,12 +2,14 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'OPTIMIZERS', 'PRECISIONS', 'epoch_order', 'constant', 'cosine', 'one_cycle', 'has_bf16', 'in_precision',
-           'unknown_name', 'best_device', 'Plan', 'make_accelerator', 'Batches', 'check_data']
+           'unknown_name', 'best_device', 'Plan', 'make_accelerator', 'gather_processes', 'on_main', 'Batches',
+           'check_data']
 
 # %% ../nbs/descent.ipynb #e8e2d3ee
 #| code-fold: true
 import difflib
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -183,6 +185,28 @@ def make_accelerator(
     if device and accelerator.device.type != device:
         raise ValueError(f"device is {device!r} but this process is on {accelerator.device.type!r}")
     return accelerator
+
+# %% ../nbs/descent.ipynb #f5dc2c21
+def gather_processes(device: str | None = None) -> None:
+    """Let processes that were started together find each other; of one alone nothing is done."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        make_accelerator(device)
+
+
+def on_main(act: Callable[[], object]) -> None:
+    """Let the main process act while the others wait. Raises ValueError in all where it fails."""
+    if not torch.distributed.is_initialized():
+        act()
+        return
+    told: list[str | None] = [None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            act()
+        except (ValueError, OSError) as error:
+            told = [str(error)]
+    torch.distributed.broadcast_object_list(told)
+    if told[0] is not None:
+        raise ValueError(told[0])
 
 # %% ../nbs/descent.ipynb #c88d4c7a
 class Batches:

@@ -6,6 +6,7 @@ __all__ = ['FROM_RECIPE', 'FAMILIES', 'Recipe', 'Job', 'Made', 'Headline', 'Fami
 
 # %% ../nbs/families.ipynb #dc872b19
 #| code-fold: true
+import contextlib
 import dataclasses
 import importlib
 import math
@@ -30,6 +31,7 @@ from genbook.checkpoints import (
     save_checkpoint,
 )
 from .data import Splits
+from .descent import gather_processes, on_main
 from .randomness import own_randomness
 from .recipes import look_up
 
@@ -57,7 +59,7 @@ else:
 class Job:
     """How to run a recipe, as opposed to what to run."""
 
-    out: Folder  # of the run; a text is made a path
+    out: Folder  # of the run; a text is made a path. `make` gets the scratch folder beside it
     data_root: Path | None = None  # where data sets are looked for first
     device: str | None = None  # "cpu", "cuda", "mps"; the best there is where None
     resume: bool = True  # go on from the checkpoint in the folder where there is one
@@ -69,7 +71,7 @@ class Job:
 
     @property
     def checkpoint(self) -> Path:
-        """The file that makes the run resumable; it goes when the record is written."""
+        """The file that makes the run resumable; it goes when the record takes its place."""
         return self.out / "checkpoint.pt"
 
 # %% ../nbs/families.ipynb #a26a2759
@@ -127,13 +129,17 @@ class Family:
         """
         runs.version_info()  # of the code as it is now, whatever is edited meanwhile
         splits = self.splits(recipe, job.data_root)
-        made = self.make(recipe, job, splits)
-        if made is None:
-            return None
-        if made.main:
-            _keep(self, recipe, job, splits, made)
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
+        place = runs.Place(job.out)
+        inside = dataclasses.replace(job, out=place.scratch)
+        gather_processes(job.device)
+        with contextlib.ExitStack() as held:
+            on_main(lambda: held.enter_context(place.taken()))
+            on_main(lambda: place.begin(job.resume))
+            made = self.make(recipe, inside, splits)
+            if made is None:
+                return None
+            on_main(lambda: _keep(self, recipe, inside, splits, made))
+            on_main(place.publish)
         return runs.Run(job.out)
 
     def build(self, run: runs.Run) -> tuple[Any, Any]:
@@ -188,7 +194,7 @@ def _as_stored(family: Family, recipe: Any, made: Made, weights: Path) -> Any:
 
 
 def _keep(family: Family, recipe: Any, job: Job, splits: Splits | None, made: Made) -> None:
-    """Write what was made, what pages show of it, and the record; the checkpoint goes."""
+    """Write what was made, what pages show of it, and last the record."""
     weights = runs.save_weights(job.out / made.file, made.kept, made.dtype)
     kept = judged = _as_stored(family, recipe, made, weights)
     if made.found is not None:
@@ -212,7 +218,6 @@ def _keep(family: Family, recipe: Any, job: Job, splits: Splits | None, made: Ma
         weights=made.file,
         notes=made.notes,
     )
-    job.checkpoint.unlink(missing_ok=True)
 
 # %% ../nbs/families.ipynb #13171905
 FROM_RECIPE = (  # arguments of `fit` that are fields of a recipe

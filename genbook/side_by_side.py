@@ -33,6 +33,7 @@ class Lane:
     command: Sequence[str]
     out: Path  # the run's folder; its log lies beside it
     epochs: int | None = None  # of the whole run, where it counts in epochs
+    scratch: Path | None = None  # the folder in which it is made until it is finished
     process: "subprocess.Popen | None" = field(default=None, repr=False)
 
     @property
@@ -69,7 +70,8 @@ class Lane:
 
     def row(self) -> dict:
         """A row of the table: state, epochs, minutes and the newest loss."""
-        latest = _last_row(self.out / "metrics.csv")
+        folder = self.out if self.status() == 0 else self.scratch or self.out
+        latest = _last_row(folder / "metrics.csv")
         done = latest.get("epoch", "")
         loss = next((key for key in latest if key.startswith("train_") and "loss" in key), "")
         minutes = float(latest.get("seconds") or 0) / 60

@@ -273,6 +273,7 @@ def test_interrupted_training_says_how_to_go_on_and_does(place):
     arguments = ["train", "vae-bmnist", "--smoke", "--set", "epochs=12", "--set", "hidden=50,50"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     folder = place / "runs" / "vae-bmnist+smoke+epochs=12+hidden=50,50"
+    scratch = folder.with_name(f"{folder.name}.unfinished")
     process = subprocess.Popen(
         [*COMMAND, *arguments, "--no-resume"],
         stdout=subprocess.PIPE,
@@ -281,7 +282,7 @@ def test_interrupted_training_says_how_to_go_on_and_does(place):
         env=environment,
     )
     deadline = time.monotonic() + 300
-    while not (folder / "checkpoint.pt").exists():
+    while not (scratch / "checkpoint.pt").exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
@@ -290,12 +291,13 @@ def test_interrupted_training_says_how_to_go_on_and_does(place):
     assert "stopped after step" in err and "Traceback" not in err
     hint = err.strip().splitlines()[-1]
     assert hint == f"to go on: genbook {' '.join(arguments)}"
-    assert (folder / "checkpoint.pt").exists() and not (folder / "run.json").exists()
+    assert (scratch / "checkpoint.pt").exists() and str(scratch) in err and not folder.exists()
 
     unfinished = subprocess.run(
         [*COMMAND, "records", "--json"], capture_output=True, text=True, timeout=300
     )
     assert unfinished.returncode == 0 and json.loads(unfinished.stdout)[0]["state"] == "unfinished"
+    assert json.loads(unfinished.stdout)[0]["folder"] == str(scratch)
 
     again = subprocess.run(
         [*COMMAND, *arguments], capture_output=True, text=True, timeout=300, env=environment

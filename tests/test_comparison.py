@@ -21,7 +21,7 @@ from genbook.results.comparison import (
     model_images,
     seconds_per_1000,
 )
-from genbook.runs import Run
+from genbook.runs import Place, Run
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +103,13 @@ def test_recipes_name_what_there_is(open_run):
 
 def test_smoke_resume_and_evaluate(tmp_path, monkeypatch):
     recipe = RECIPES["comparison-mnist"].smoke()
-    job = Job(tmp_path, progress=False)
-    made = comparison.measure(recipe, job, Splits(recipe.data))
-    assert (tmp_path / "checkpoint.pt").exists()
+    job = Job(tmp_path / "run", progress=False)
+    inside = Job(Place(job.out).scratch, progress=False)
+    made = comparison.measure(recipe, inside, Splits(recipe.data))
+    assert inside.checkpoint.exists()
     monkeypatch.setattr(comparison, "model_images", None)  # nothing is drawn again
     run = comparison.record(recipe, job)
-    assert not (tmp_path / "checkpoint.pt").exists()
+    assert not inside.out.exists()
     assert comparison.evaluate(run) == run.record["metrics"]
     assert {p.stem for p in run.samples} == {name.replace(" ", "-") for name in recipe.sets}
     assert made.kept["test.features"].shape == (recipe.samples, 128)

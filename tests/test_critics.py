@@ -433,7 +433,7 @@ def test_interrupted_run_goes_on_with_the_next_critic(tmp_path, monkeypatch):
     monkeypatch.setattr(two_lines, "train_critic", interrupted)
     with pytest.raises(KeyboardInterrupt):
         two_lines.train(small(), Job(tmp_path / "parts", progress=False))
-    assert (tmp_path / "parts" / "checkpoint.pt").exists() and len(done) == 3
+    assert (tmp_path / "parts.unfinished" / "checkpoint.pt").exists() and len(done) == 3
     done.clear()
     torch.rand(5)  # whatever happened in between
     parts = two_lines.train(small(), Job(tmp_path / "parts", progress=False))

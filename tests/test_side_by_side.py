@@ -55,7 +55,7 @@ def wait_until(holds, process=None):
 
 def begun(root):
     """Whether both runs have something to go on from."""
-    return all((root / folder / "checkpoint.pt").exists() for folder in FOLDERS)
+    return all((root / f"{folder}.unfinished" / "checkpoint.pt").exists() for folder in FOLDERS)
 
 
 def processes_of(root):
@@ -80,7 +80,7 @@ def goes_on(root, undisturbed):
     assert [line.split("\t")[1] for line in out.splitlines()[1:]] == ["finished"] * 2
     for folder, weights in zip(FOLDERS, undisturbed, strict=True):
         assert (root / folder / "model.safetensors").read_bytes() == weights
-        assert not (root / folder / "checkpoint.pt").exists()
+        assert not (root / f"{folder}.unfinished").exists()
     return out, err
 
 

@@ -56,9 +56,9 @@ def test_a_slow_teacher_resumes_where_it_was(tmp_path, monkeypatch):
         patch.setattr(training, "fit", lambda *a, **k: fit(*a, **{**k, "checkpoint_seconds": 0}))
         with pytest.raises(KeyboardInterrupt):
             relatives.train(recipe, quiet(tmp_path / "parts"))
-    assert (tmp_path / "parts" / "checkpoint.pt").exists()
+    assert (tmp_path / "parts.unfinished" / "checkpoint.pt").exists()
     parts = relatives.train(recipe, quiet(tmp_path / "parts"))
-    assert not (tmp_path / "parts" / "checkpoint.pt").exists()
+    assert not (tmp_path / "parts.unfinished").exists()
     assert parts.weights.read_bytes() == whole.weights.read_bytes()
     assert parts.record["metrics"] == whole.record["metrics"]
     pictures = {"neighbours.png"} | ({"views.png"} if recipe.keep_weights else set())

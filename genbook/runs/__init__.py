@@ -12,6 +12,7 @@ from .files import (
     write_atomic,
     write_metrics,
 )
+from .places import UNFINISHED, Place, is_place, settle_all, unfinished
 from .record import (
     Run,
     all_runs,
@@ -26,10 +27,13 @@ from .record import (
 __all__ = [
     "FILE_LIMIT",
     "TOTAL_LIMIT",
+    "UNFINISHED",
+    "Place",
     "Run",
     "all_runs",
     "describe_weights",
     "device_info",
+    "is_place",
     "load_weights",
     "mean_metric",
     "metric",
@@ -37,8 +41,10 @@ __all__ = [
     "replacing",
     "runs_root",
     "save_weights",
+    "settle_all",
     "short_number",
     "sweep",
+    "unfinished",
     "validate",
     "validate_all",
     "version_info",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import describe_weights
+from .places import is_place
 from .record import is_number, metric_problems, runs_root
 
 # %% ../../nbs/runs/audit.ipynb #656100a2
@@ -255,7 +256,7 @@ def validate_all(
     """
     root = Path(root) if root is not None else runs_root()
     folders = (
-        sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+        sorted(path for path in root.iterdir() if path.is_dir() and is_place(path))
         if root.is_dir()
         else []
     )

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .files import describe_weights, load_weights, number, short_number, write_atomic
+from .places import is_place
 
 if TYPE_CHECKING:
     import torch
@@ -258,7 +259,7 @@ def all_runs(
 ) -> list[Run]:
     """Every record under a folder, by name."""
     root = Path(root) if root is not None else runs_root()
-    return [Run(path.parent) for path in sorted(root.glob("*/run.json"))]
+    return [Run(path.parent) for path in sorted(root.glob("*/run.json")) if is_place(path.parent)]
 
 # %% ../../nbs/runs/record.ipynb #ad42fda8
 def is_number(
