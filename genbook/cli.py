@@ -21,7 +21,7 @@ from .cli_data import DATA_ROOT, JSON, data_app
 from .machine import settle
 from .recipes import as_text, changes_since, field_notes, look_up, override
 from .side_by_side import INTERRUPTED, Lane, leash, watch_all
-from .terminal import show, tell
+from .terminal import is_main, show, tell
 
 # %% ../nbs/cli.ipynb #0859b47b
 def find_recipe(
@@ -200,10 +200,12 @@ def train(
     except KeyboardInterrupt:  # before the first step, or after the last
         run = None
     if run is None:
-        tell(f"to go on: {_command()}", "yellow")
+        if is_main():
+            tell(f"to go on: {_command()}", "yellow")
         raise typer.Exit(INTERRUPTED)
-    show(_figures(run), title=run.name)
-    print(f"recorded in {folder}")
+    if is_main():
+        show(_figures(run), title=run.name)
+        print(f"recorded in {folder}")
 
 # %% ../nbs/cli.ipynb #6538659e
 #| code-fold: true
@@ -269,19 +271,27 @@ def _is_finished(out: Path, recipe: Any, resume: bool) -> bool:
     from genbook import runs
 
     place = runs.Place(out)
-    if not place.is_settled():
+    if not place.is_settled() and is_main():
         with place.taken():
             place.settle()
     if not (out / "run.json").is_file():
         return False
-    record = runs.Run(out).record
+    try:
+        record = runs.Run(out).record
+    except ValueError as error:
+        if not resume:
+            return False
+        raise ValueError(f"{error}; to train it anew: --no-resume") from None
     if record["name"] != recipe.name:
         raise ValueError(
             f"{out} holds the record of {record['name']}, not of {recipe.name}; choose another --out"
         )
     if not resume or (place.scratch / "checkpoint.pt").exists():
         return False
-    print(f"{out} holds this run, finished. To train it anew: --no-resume; elsewhere: --out FOLDER")
+    if is_main():
+        print(
+            f"{out} holds this run, finished. To train it anew: --no-resume; elsewhere: --out FOLDER"
+        )
     for change in changes_since(record["recipe"], recipe):
         tell(f"the recipe has changed since: {change}", "yellow")
     return True
@@ -327,6 +337,7 @@ def evaluate(
 
     if (run is None) != all_:
         raise ValueError("evaluate takes either the name of a run or --all")
+    runs.settle_all(runs.runs_root())
     chosen = runs.all_runs() if run is None else [runs.Run.open(run)]
     rows, failed = [], False
     opened: dict[str, data.Splits] = {}
@@ -339,9 +350,9 @@ def evaluate(
         except data.DataError as error:
             tell(f"{each.name}: not checked, for want of data: {error}", "yellow")
             found = agreement.unchecked(each)
-        except (ValueError, KeyError, OSError) as error:
+        except Exception as error:  # one that cannot be evaluated must not hide the others
             failed = True
-            problem = f"{type(error).__name__}: {error}"
+            problem = " ".join(f"{type(error).__name__}: {error}".split())
             tell(f"{each.name}: not a record that can be evaluated: {problem}")
             continue
         rows += found
@@ -392,12 +403,7 @@ def records(
     from genbook import families, runs
 
     root = runs.runs_root()
-    runs.settle_all(root)
-    problems = runs.validate_all(root, families.recipe_fields())
-    rows = [
-        _record_row(root / name, wrong, as_json) for name, wrong in problems.items() if name != ""
-    ]
-    rows += [_unfinished_row(folder, as_json) for folder in runs.unfinished(root)]
+    rows, problems = runs.listing(root, families.recipe_fields(), as_json)
     show(rows, as_json, "Records")
     if not rows:
         tell(f"no records in {root}", "yellow")
@@ -406,39 +412,6 @@ def records(
             tell(f"{root / name}: {problem}")
     if any(problems.values()):
         raise typer.Exit(1)
-
-
-def _record_row(path: Path, problems: list[str], as_json: bool) -> dict:
-    """A row of the list of records."""
-    from genbook import runs
-
-    row: dict[str, Any] = {"run": path.name, "state": "malformed"}
-    row |= dict.fromkeys(("family", "minutes", "epochs", "figures"))
-    if not (path / "run.json").exists():
-        row["state"] = "incomplete"
-    elif not problems:
-        run = runs.Run(path)
-        minutes = round(run.record["seconds"] / 60, 1)
-        values = {key: metric["value"] for key, metric in run.record["metrics"].items()}
-        row |= {
-            "state": "whole",
-            "family": run.recipe["family"],
-            "minutes": minutes if as_json else f"{minutes:.1f}",
-            "epochs": run.record["epochs_done"],
-            "figures": values if as_json else run.in_short(),
-        }
-    return row | ({"problems": problems} if as_json else {})
-
-
-def _unfinished_row(scratch: Path, as_json: bool) -> dict:
-    """A row for a run that is being made, or was interrupted; its record, if there is one, has another."""
-    from genbook import runs
-
-    row: dict[str, Any] = {"run": scratch.name.removesuffix(runs.UNFINISHED), "state": "unfinished"}
-    row |= dict.fromkeys(("family", "minutes", "epochs", "figures"))
-    if as_json:
-        return row | {"problems": [], "folder": str(scratch)}
-    return row | {"figures": f"genbook train goes on in {scratch}"}
 
 # %% ../nbs/cli.ipynb #417640b8
 @app.command()

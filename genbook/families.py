@@ -12,6 +12,7 @@ import importlib
 import math
 import sys
 import time
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -382,11 +383,15 @@ def all_recipes() -> dict[str, tuple[Family, Any]]:
     }
 
 
-def recipe_fields() -> dict[str, list[str]]:
-    """The fields of each family's recipes, as `runs.validate` takes them."""
-    return {
-        name: [field.name for field in dataclasses.fields(family(name).recipe)] for name in FAMILIES
-    }
+def recipe_fields() -> dict[str, dict[str, Any]]:
+    """The fields of each family's recipes with their types, as `runs.validate` takes them."""
+    found = {}
+    for name in FAMILIES:
+        hints = typing.get_type_hints(family(name).recipe)
+        found[name] = {
+            each.name: hints[each.name] for each in dataclasses.fields(family(name).recipe)
+        }
+    return found
 
 
 def family_of(

@@ -1,10 +1,12 @@
 """The records of runs: the files they are made of, reading and making one, and what is wrong with one."""
 
-from .audit import FILE_LIMIT, TOTAL_LIMIT, validate, validate_all
+from .audit import FILE_LIMIT, TOTAL_LIMIT, listing, validate, validate_all
 from .files import (
     describe_weights,
+    file_digests,
     load_weights,
     number,
+    read_file,
     replacing,
     save_weights,
     short_number,
@@ -33,11 +35,14 @@ __all__ = [
     "all_runs",
     "describe_weights",
     "device_info",
+    "file_digests",
     "is_place",
+    "listing",
     "load_weights",
     "mean_metric",
     "metric",
     "number",
+    "read_file",
     "replacing",
     "runs_root",
     "save_weights",

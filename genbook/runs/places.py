@@ -40,6 +40,17 @@ def _strangers(folder: Path) -> list[str]:
     names = (path.relative_to(folder).as_posix() for path in found)
     return [name for name in names if name not in known and not name.endswith((*usual, "run.json"))]
 
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; choose another one (genbook train: --out)")
+    sweep(folder, "**/.*")
+    if strangers := _strangers(folder):
+        raise ValueError(
+            f"{folder} holds {strangers[0]!r}, which is no part of a record and would be lost; "
+            "move it, or choose another folder (genbook train: --out)"
+        )
+
 # %% ../../nbs/runs/places.ipynb #aa3c319a
 class Place:
     """Where a record belongs, and the scratch folder beside it in which it is made."""
@@ -102,16 +113,7 @@ class Place:
         Raises ValueError where the place is no folder, or holds what is no part of a record.
         """
         self.settle()
-        sweep(self.folder, "**/.*")
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(
-                f"{self.folder} is no folder; choose another one (genbook train: --out)"
-            )
-        if strangers := _strangers(self.folder):
-            raise ValueError(
-                f"{self.folder} holds {strangers[0]!r}, which is no part of a record and would be lost; "
-                "move it, or choose another folder (genbook train: --out)"
-            )
+        _check_replaceable(self.folder)
         if self.scratch.exists() and not (resume and (self.scratch / "checkpoint.pt").exists()):
             shutil.rmtree(self.scratch)
         self.scratch.mkdir(exist_ok=True)
