@@ -5,6 +5,7 @@ import json
 import math
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -304,3 +305,127 @@ def test_told_without_an_error(root):
     assert run.told("sample_entropy", 3) == f"{run.figure('sample_entropy'):.3f}"
     with pytest.raises(ValueError, match="sample_entropy"):
         run.told("sample_entropi")
+
+
+# What is made takes its place whole -----------------------------------------------------------------------------------
+
+
+def test_two_runs_are_not_made_in_one_place(tmp_path):
+    code = (
+        "import sys; from genbook.runs import Place; place = Place(sys.argv[1])\n"
+        "with place.taken():\n    place.begin(True); print('begun', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == "begun\n"
+    place = runs.Place(tmp_path / "run")
+    with pytest.raises(ValueError, match="is being made by another process.*--out"):
+        place.taken().__enter__()
+    first.kill()
+    first.wait()
+    with place.taken():  # the system let go of the lock
+        place.begin(resume=True)
+    assert os.listdir(tmp_path) == ["run.unfinished"]
+
+
+def test_a_scratch_folder_without_a_checkpoint_is_begun_anew(tmp_path):
+    place = runs.Place(tmp_path / "run")
+    runs.write_atomic(place.scratch / "samples" / "epoch-000.png", "of another recipe")
+    place.begin(resume=True)
+    assert os.listdir(place.scratch) == []
+    runs.write_atomic(place.scratch / "checkpoint.pt", "x")
+    place.begin(resume=True)
+    assert os.listdir(place.scratch) == ["checkpoint.pt"]
+    place.begin(resume=False)
+    assert os.listdir(place.scratch) == []
+
+
+def test_nothing_of_somebody_elses_is_replaced(path):
+    (path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds 'notes.txt', which is no part of a record"):
+        runs.Place(path).begin(resume=False)
+    (path / "notes.txt").unlink()
+    runs.Place(path).begin(resume=False)
+    (path.parent / "file").write_text("mine")
+    with pytest.raises(ValueError, match="is no folder"):
+        runs.Place(path.parent / "file").begin(resume=True)
+    (path.parent / "link").symlink_to(path)
+    assert runs.Place(path.parent / "link").folder == path.resolve()
+
+
+# Each record alone ----------------------------------------------------------------------------------------------------
+
+
+def odd_values():
+    return [None, True, -1, 1.5, 10**30, "", "x", "../x", [], {}, [1], {"a": 1}, 1e300]
+
+
+def places(value, at=()):
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield (*at, key)
+            yield from places(inner, (*at, key))
+
+
+FREE = {"note", "notes", "source", "layout", "cores", "threads", "dtype", "version", "libraries"}
+
+
+def test_no_odd_value_passes_as_whole(path):
+    """Every field of a record in turn is each of the values that somebody might put there."""
+    whole = json.loads((path / "run.json").read_text())
+    passed = set()
+    for at in places(whole):
+        for value in odd_values():
+            record = json.loads(json.dumps(whole))
+            inner = record
+            for key in at[:-1]:
+                inner = inner[key]
+            inner[at[-1]] = value
+            (path / "run.json").write_text(json.dumps(record))
+            if not validate(path, FIELDS):
+                passed.add(at[-1])
+                assert runs.Run(path).record == record
+            else:
+                assert all("\n" not in problem for problem in validate(path, FIELDS))
+    assert passed <= FREE | {"seconds", "epochs_done", "hidden", "epochs", "value", "se", "n",
+                             "split", "unit", "commit", "dirty", "name", "python", "torch",
+                             "torchvision", "accelerate", "numpy", "splits", "tolerance"}, passed  # fmt: skip
+    assert {"seed", "files", "sha256", "file", "precision", "started", "metrics"}.isdisjoint(passed)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "nothing", "bit", "other"])
+@pytest.mark.parametrize("name", ["model.safetensors", "metrics.csv", "samples/epoch-2.png"])
+def test_a_file_of_a_record_is_the_one_that_was_recorded(path, name, kind):
+    file = path / name
+    content = file.read_bytes()
+    file.unlink()
+    if kind == "link":
+        (path.parent / "same").write_bytes(content)
+        file.symlink_to(path.parent / "same")
+    elif kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    elif kind == "bit":
+        file.write_bytes(content[:40] + bytes([content[40] ^ 1]) + content[41:])
+    elif kind == "other":
+        file.write_bytes(b"other")
+    with pytest.raises(ValueError, match=file.name):
+        runs.Run(path).file(name)
+    assert any(file.name in problem for problem in validate(path, FIELDS))
+    if name == "model.safetensors":
+        with pytest.raises(ValueError, match=file.name):
+            runs.load_weights(file)
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../model.safetensors", "samples", "", 3])
+def test_weights_are_named_plainly(path, name):
+    change(path, "weights", "file", value=name)
+    with pytest.raises(ValueError, match="weights.file"):
+        assert runs.Run(path).weights
+    assert any("weights.file" in problem for problem in validate(path, FIELDS))
+
+
+def test_the_schema_is_published():
+    published = Path(__file__).parent.parent / "_static" / "run.schema.json"
+    assert json.loads(published.read_text()) == runs.schema.schema(), "make export"

@@ -146,13 +146,17 @@ def save_weights(
 def file_digests(
     folder: str | Path,  # of a run
 ) -> dict[str, str]:
-    """The SHA-256 of each file of a run but `run.json`, by its name in the folder."""
+    """The SHA-256 of each file of a run's record but `run.json`, by its name in the folder.
+
+    The checkpoint is none of them: it goes when the record takes its place.
+    """
     folder = Path(folder)
     files = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(read_regular(path)).hexdigest()
         for path in files
-        if path != folder / "run.json"
+        if path not in (folder / "run.json", folder / "checkpoint.pt")
+        and not _TEMPORARY.fullmatch(path.name)
     }
 
 
