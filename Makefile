@@ -105,7 +105,8 @@ format: $(VENV)/package.stamp
 export: $(VENV)/package.stamp
 	@$(BIN)/nbdev_export
 	@$(BIN)/python -c "from genbook.results.scoreboard import refresh; refresh('README.md')"
-	@echo "genbook/ is written from the notebooks, the README's table from the records"
+	@$(BIN)/python -c "from genbook.runs.schema import schema; import json; print(json.dumps(schema(), indent=2))" > _static/run.schema.json
+	@echo "genbook/ is written from the notebooks, the README's table from the records, the schema of records from its chapter"
 
 lock: $(VENV)/python.stamp
 	@echo "== lock: install what settings.ini asks for into a new environment"

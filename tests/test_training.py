@@ -635,13 +635,13 @@ def gradient_run(out):
         torch.save({"gradient": gradient, "weights": model.state_dict(), "losses": losses}, out)
 
 
-def one_of_two(rank, port, out):
+def one_of_two(rank, port, out, run=gradient_run, *more):
     """What a process does that `accelerate launch --multi_gpu --num_processes 2` started: these variables it sets."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"}
-    gradient_run(out)
+    run(out, *more)
     torch.distributed.destroy_process_group()
 
 
@@ -664,6 +664,58 @@ def test_two_processes_have_the_gradient_of_one(tmp_path, processes):
     assert (
         len(torch.load(tmp_path / "two.pt.checkpoint", weights_only=True)["random"]) == 2
     )  # a state a process
+
+
+def game_run(out, die=0):
+    """A game of two epochs with a checkpoint within each; the second of two processes may kill itself."""
+    torch.set_num_threads(1)
+    rank, calls = int(os.environ["RANK"]), 0
+
+    def left(model, batch):
+        nonlocal calls
+        calls += 1
+        if rank == 1 and calls == die:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return noisy(model["left"], batch)
+
+    players = [
+        Player("left", left),
+        Player("right", lambda model, batch: noisy(model["right"], batch), every=3),
+    ]
+    model = nn.ModuleDict({"left": network(), "right": network()})
+    plan = dict(epochs=2, checkpoint=f"{out}.checkpoint", checkpoint_seconds=0.0, **SETTINGS)
+    result = fit(model, players, toy(n=600), **plan)
+    if rank == 0:
+        kept = {"weights": model.state_dict(), "history": without_seconds(result.history)}
+        torch.save(kept, out)
+
+
+def test_two_processes_of_which_one_is_killed_log_what_two_undisturbed_log(tmp_path, processes):
+    def together(name, die=0):
+        out = str(tmp_path / name)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        children = [
+            processes.Process(target=one_of_two, args=(rank, port, out, game_run, die))
+            for rank in (0, 1)
+        ]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join(300)
+        return [child.exitcode for child in children], out
+
+    codes, undisturbed = together("undisturbed.pt")
+    assert codes == [0, 0]
+    codes, killed = together("killed.pt", die=60)
+    assert codes[1] == -signal.SIGKILL and codes[0] != 0
+    assert load_checkpoint(f"{killed}.checkpoint")["step"] == 50  # of 75 in the epoch
+    codes, killed = together("killed.pt")
+    assert codes == [0, 0]
+    one, other = torch.load(undisturbed), torch.load(killed)
+    assert one["history"] == other["history"] and len(one["history"]) == 2
+    assert all(torch.equal(one["weights"][key], other["weights"][key]) for key in one["weights"])
 
 
 # Arguments ----------------------------------------------------------------------------------------------------------

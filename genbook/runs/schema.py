@@ -107,7 +107,7 @@ class Device(_Table):
 class Libraries(_Open):
     """Versions of Python and of the libraries that compute."""
 
-    __pydantic_extra__: dict[str, StrictStr]
+    __pydantic_extra__: dict[str, Annotated[StrictStr, Field(min_length=1)]]
     python: Word
     torch: Word
 
@@ -149,6 +149,9 @@ class Record(_Table):
                 raise ValueError(
                     f"{field} is {getattr(self, field)!r}, and {stated!r} in the recipe"
                 )
+        data = (self.recipe.model_extra or {}).get("data", self.data.name)
+        if data != self.data.name:
+            raise ValueError(f"data.name is {self.data.name!r}, and {data!r} in the recipe")
         if self.files.get(self.weights.file) != self.weights.sha256:
             raise ValueError(f"files and weights have another digest of {self.weights.file}")
         return self
