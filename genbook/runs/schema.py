@@ -53,8 +53,7 @@ class Metric(_Table):
 
     @model_validator(mode="after")
     def _tells_figures_apart(self) -> "Metric":
-        size = abs(self.value)
-        limit = 1 if self.unit == "step" else max(0.1 if size > 1 else 0.01, 0.05 * size)
+        limit = 1 if self.unit == "step" else max(0.1, 0.05 * abs(self.value))
         if self.tolerance > limit:
             raise ValueError(f"the tolerance is {self.tolerance:g}, and may be {limit:g} here")
         return self
