@@ -182,13 +182,8 @@ class Mover:
         optimizer = self.optimizer.state_dict()
         return {"optimizer": optimizer, "moved": len(optimizer["state"]), "names": self.names}
 
-    def load(
-        self,
-        state: dict,  # what a checkpoint kept of it
-        trace: Float[Tensor, "steps values"],  # what this process kept of the epoch
-        device: torch.device,
-    ) -> None:
-        """Go on from what a checkpoint kept."""
+    def load(self, state: dict, trace: Float[Tensor, "steps values"], device: torch.device) -> None:
+        """Go on from what a checkpoint kept; the trace is what this process kept of its own."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.names, self.trace = state["names"], trace.to(device)
 
