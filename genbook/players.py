@@ -116,6 +116,16 @@ def optimizer_misfit(
             return f"optimizer.{number}.step is {kept['step']:g} after {moves} moves"
     return ""
 
+
+def _trace_misfit(trace: object, names: list[str], moved: list[bool]) -> str:
+    """What of the reports cannot be of the steps of an epoch in which a player has moved."""
+    wanted = torch.full((len(moved), len(names)), math.nan)
+    if problem := misfit(trace, wanted, "trace"):
+        return problem
+    assert isinstance(trace, Tensor)
+    other = names and trace[:, 0].isfinite().tolist() != moved
+    return "trace is not that of the moves up to here" if other else ""
+
 # %% ../nbs/players.ipynb #405862f6
 class Mover:
     """What a run holds of a player: its weights, its optimiser, and what it reported."""
@@ -172,8 +182,8 @@ class Mover:
         optimizer = self.optimizer.state_dict()
         return {"optimizer": optimizer, "moved": len(optimizer["state"]), "names": self.names}
 
-    def load(self, state: dict, trace: Tensor, device: torch.device) -> None:
-        """Go on from what a checkpoint kept; each process has a trace of its own."""
+    def load(self, state: dict, trace: Float[Tensor, "steps values"], device: torch.device) -> None:
+        """Go on from what a checkpoint kept; the trace is what this process kept of its own."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.names, self.trace = state["names"], trace.to(device)
 
@@ -190,9 +200,6 @@ class Mover:
         if names[:1] != [f"{self.prefix}loss"] * bool(moves) or {type(n) for n in names} - {str}:
             return f"player.names is {names}"
         moved = [row < done and self.moves_at(step - done + row + 1) for row in range(self.steps)]
-        for trace in traces:
-            if problem := misfit(trace, torch.full((self.steps, len(names)), math.nan), "trace"):
-                return problem
-            if names and trace[:, 0].isfinite().tolist() != moved:
-                return f"trace is not that of the moves up to step {step}"
-        return optimizer_misfit(self.optimizer, state["optimizer"], state["moved"], moves)
+        told = (_trace_misfit(trace, names, moved) for trace in traces)
+        memory = optimizer_misfit(self.optimizer, state["optimizer"], state["moved"], moves)
+        return next(filter(None, told), memory)
