@@ -231,7 +231,7 @@ def figures(
     """The figures of a record from what was measured, kept in `features.safetensors`."""
     metrics, n, rates = {}, len(found["asked.labels"]), chosen(recipe, found)
     for method in recipe.methods:
-        norms = found[f"start-{method}.norms"].double()
+        norms = in_double(found[f"start-{method}.norms"])
         metrics[f"{method}_norm"] = runs.metric(
             norms.mean().item(), n=len(norms), split="train", unit="1",
             tolerance=0.01 * norms.mean().item(),
