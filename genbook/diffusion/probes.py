@@ -182,7 +182,7 @@ class ProbesRecipe:
         )
 
 
-_SVHN = ProbesRecipe("ddpm-svhn-compact-probes", "ddpm-svhn-compact", untrained=True)
+_SVHN = ProbesRecipe("ddpm-svhn-compact-probes", "ddpm-svhn-compact")
 _FULL = ProbesRecipe(  # an image costs more here, so there are fewer of them, and fewer settings
     "ddpm-svhn-probes",
     "ddpm-svhn",
