@@ -43,7 +43,9 @@ def seed_everything(
     seed: int,  # at least 0
 ) -> None:
     """Seed torch (on every device), NumPy and Python."""
-    torch.manual_seed(seed)
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    torch.manual_seed(seed % 2**64)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 

@@ -31,9 +31,18 @@ from genbook.checkpoints import (
     save_checkpoint,
     stop_on_interrupt,
 )
-from .descent import OPTIMIZERS, SCHEDULES, Batches, Plan, check_data, make_accelerator
+from genbook.descent import (
+    OPTIMIZERS,
+    SCHEDULES,
+    Batches,
+    Plan,
+    check_data,
+    check_places,
+    content_digest,
+    make_accelerator,
+)
 from .graphs import compile_players, graph_options
-from .players import Mover, Player, players_of
+from .players import Mover, Player, evaluated, players_of
 from .randomness import own_randomness, random_states, seed_everything, set_random_states
 from .runs import write_metrics
 from .terminal import tell
@@ -47,19 +56,25 @@ def fingerprint_of(
     more: Mapping | None = None,  # what else must agree, such as a recipe
     graph: Mapping | None = None,  # how the step is compiled
 ) -> dict:
-    """What must agree for a checkpoint to be a run's: the plan, and the shapes of all it works on."""
+    """What must agree for a checkpoint to be a run's: the plan, the data, and the shapes of all it works on.
+
+    Raises ValueError where `more` cannot be compared.
+    """
     maker = getattr(plan.optimizer, "__qualname__", None) or str(plan.optimizer)
     settings = {
         **asdict(plan),
         "optimizer": re.sub(r" at 0x[0-9a-f]+", "", maker),
         "processes": plan.batch_size // batches.share,
-        "data": [[str(tensor.dtype), *tensor.shape] for tensor in batches.tensors],
+        "data": [[str(t.dtype), *t.shape, content_digest(t)] for t in batches.tensors],
         "model": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
         "players": [[player.part, player.every] for player in players],
         "graph": graph,
-        **{f"fingerprint.{key}": value for key, value in (more or {}).items()},
+        **{f"fingerprint.{key}": value for key, value in dict(more or {}).items()},
     }
-    return json.loads(json.dumps(settings, default=str))
+    try:
+        return json.loads(json.dumps(settings, default=str, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"fingerprint must hold what JSON can compare ({error})") from None
 
 # %% ../nbs/training.ipynb #77bc57f9
 class State:
@@ -83,6 +98,10 @@ class State:
         make = plan.optimizer if callable(plan.optimizer) else OPTIMIZERS[plan.optimizer]
         make = partial(make, lr=plan.lr, weight_decay=plan.weight_decay)
         self.movers = [Mover(player, model, make, steps) for player in players]
+        for player in players:
+            if player.every > max(self.total, 1):
+                told = f"got {player.every} for a run of {self.total}"
+                raise ValueError(f"every must be at most the steps of the run, {told}")
         self.parts = {"model": model}
         if plan.ema is not None:
             average = get_ema_multi_avg_fn(plan.ema)
@@ -157,7 +176,7 @@ class Keeper:
         seconds: float | None,  # also save within an epoch when the last one is this old
         fingerprint: dict,
     ):
-        if seconds is not None and not seconds >= 0:
+        if seconds is not None and not (isinstance(seconds, (int, float)) and seconds >= 0):
             raise ValueError(f"checkpoint_seconds is {seconds}; it must be None or at least 0")
         self.state, self.path, self.fingerprint = state, path, fingerprint
         self.limit = math.inf if seconds is None else seconds
@@ -274,7 +293,7 @@ class Watch:
         row = end_epoch(state)
         if self.evaluate is not None:
             with self.looking(epoch) as model:
-                row |= {key: float(value) for key, value in self.evaluate(model, epoch).items()}
+                row |= evaluated(self.evaluate(model, epoch), row)
         if self.on_epoch is not None:
             with self.looking(epoch) as model:
                 self.on_epoch(model, epoch)
@@ -295,6 +314,8 @@ def latest_values(
     """What the players reported last. Raises FloatingPointError where a loss isn't finite."""
     latest: dict[str, float] = {}
     for mover in state.movers:
+        if taken := latest.keys() & set(mover.names):
+            raise ValueError(f"two players report {sorted(taken)[0]!r}; names must differ")
         for step, values in mover.reported(after, state.step):
             if not math.isfinite(values[0]):
                 factor = SCHEDULES[state.plan.schedule]((step - 1) / state.total)
@@ -343,7 +364,7 @@ def descend(
             for mover in state.on_turn():
                 mover.set_lr(factor)
                 mover.optimizer.zero_grad()
-                loss, metrics = mover.compute(batch)
+                loss, metrics = mover.judge(batch)
                 loss.backward()
                 if plan.clip is not None:
                     nn.utils.clip_grad_norm_(mover.weights, plan.clip)
@@ -409,7 +430,7 @@ def _result(state: State, keeper: Keeper, compiled: bool) -> FitResult:
     done = step == state.total
     return FitResult(state.history, model, state.seconds, done, step, message, main, compiled)
 
-# %% ../nbs/training.ipynb #bd4ebefb
+# %% ../nbs/training.ipynb #f5f5a6ac
 def fit(
     model: nn.Module,  # trained in place
     objective: "Callable | Sequence[Player]",  # (model, batch) -> (loss, metrics), or players
@@ -462,12 +483,15 @@ def fit(
         precision=precision, device=device, channels_last=channels_last, clip=clip,
     )  # fmt: skip
     check_data(data, batch_size)
+    check_places(model, on_step, checkpoint=checkpoint, log=log)
     players = players_of(objective, model)
     accelerator = make_accelerator(device, precision)
     plan = replace(plan, device=accelerator.device.type)
     batches = Batches(data, plan, accelerator)
     graph = graph_options(compile, plan.device or "", epochs * batches.steps)
-    settings = fingerprint_of(plan, batches, model, players, fingerprint, graph)
+    settings = {}
+    if checkpoint is not None:
+        settings = fingerprint_of(plan, batches, model, players, fingerprint, graph)
     state = State(model, players, plan, batches.steps, accelerator)
     keeper = Keeper(state, checkpoint, checkpoint_seconds, settings)
     seed_everything(seed + accelerator.process_index)  # each process draws noise of its own

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Num
@@ -21,8 +21,24 @@ from torch import Tensor, nn
 
 from .. import runs
 from ..data import Splits
+from ..data.sets import BinaryDigits
+from ..descent import OPTIMIZERS, SCHEDULES
 from ..divergences import kl_gaussian_gaussian_analytic
 from ..families import Family, Headline, Job, Made, fit_recipe
+from genbook.fields import (
+    Checked,
+    Count,
+    Decay,
+    Layers,
+    Moments,
+    Name,
+    Precision,
+    Rate,
+    Seed,
+    Weight,
+    Width,
+    one_of,
+)
 from ..likelihoods import log_likelihood_bernoulli_logits
 from ..randomness import own_randomness
 from .elbo import LatentModel, elbo_terms
@@ -204,34 +220,34 @@ def unscaled_noise_objective(
 
 # %% ../../nbs/vae/binarised-mnist.ipynb #7076031e
 @dataclass(frozen=True)
-class VAERecipe:
+class VAERecipe(Checked):
     """Everything that determines a run of a Bernoulli VAE."""
 
-    name: str  # of the run and of its folder
-    data: str = "binarized_mnist"  # the fixed binarisation, 50,000 images to train on
-    network: str = "mlp"  # or "conv": two convolutions before the hidden layers
-    hidden: tuple[int, ...] = (300, 300)  # widths of the linear layers, encoder's order
-    channels: int = 32  # of the convolutions, when there are any
-    activation: str = "elu"  # a key of ACTIVATIONS
-    latent: int = 100  # L
+    name: Name  # of the run and of its folder
+    data: BinaryDigits = "binarized_mnist"  # the fixed binarisation, 50,000 images to train on
+    network: Literal["mlp", "conv"] = "mlp"  # or "conv": two convolutions before the hidden layers
+    hidden: Layers = (300, 300)  # widths of the linear layers, encoder's order
+    channels: Width = 32  # of the convolutions, when there are any
+    activation: Annotated[str, one_of(ACTIVATIONS)] = "elu"  # a key of ACTIVATIONS
+    latent: Width = 100  # L
     logit_offset: float = 5.0  # the course's decoder starts from black images
-    bound: str = "elbo"  # what is maximised; or "iwae", or "unscaled-noise", an erratum
-    kl: str = "analytic"  # "mc": mean over reparameterised samples
-    kl_samples: int = 1  # how many, with "mc"
-    beta: float = 1.0  # weight of the KL in the loss
-    samples: int = 1  # K of the bound "iwae"
+    bound: Literal["elbo", "iwae", "unscaled-noise"] = "elbo"  # maximised; the last is an erratum
+    kl: Literal["analytic", "mc"] = "analytic"  # "mc": mean over reparameterised samples
+    kl_samples: Count = 1  # how many, with "mc"
+    beta: Weight = 1.0  # weight of the KL in the loss
+    samples: Count = 1  # K of the bound "iwae"
     start: str = ""  # a recorded run whose weights this one starts from
-    epochs: int = 20  # the course's
-    batch_size: int = 64  # the course's
-    optimizer: str = "adam"  # or "adamw"
-    lr: float = 3e-4  # where the schedule's factor is 1
-    schedule: str = "constant"  # or "cosine", "one-cycle"
-    weight_decay: float = 0.0  # decoupled, with "adamw"
-    ema: float = 0.0  # decay of the averaged weights that are evaluated and kept; 0: none
-    precision: str = "fp32"  # "bf16": matrix products in bfloat16
-    eval_samples: int = 200  # K of the estimate of log p(x) on test images
-    sample_epochs: tuple[int, ...] = (0, 20)  # pictures of samples are kept at these
-    seed: int = 0  # of the weights, the order of the images and the noise
+    epochs: Count = 20  # the course's
+    batch_size: Count = 64  # the course's
+    optimizer: Annotated[str, one_of(OPTIMIZERS)] = "adam"  # or "adamw"
+    lr: Rate = 3e-4  # where the schedule's factor is 1
+    schedule: Annotated[str, one_of(SCHEDULES)] = "constant"  # or "cosine", "one-cycle"
+    weight_decay: Weight = 0.0  # decoupled, with "adamw"
+    ema: Decay = 0.0  # decay of the averaged weights that are evaluated and kept; 0: none
+    precision: Precision = "fp32"  # "bf16": matrix products in bfloat16
+    eval_samples: Count = 200  # K of the estimate of log p(x) on test images
+    sample_epochs: Moments = (0, 20)  # pictures of samples are kept at these
+    seed: Seed = 0  # of the weights, the order of the images and the noise
 
     def smoke(self) -> "VAERecipe":
         """The same recipe on toy digits: two short epochs and a small estimate."""
@@ -249,31 +265,21 @@ class VAERecipe:
         )
 
     def model(self) -> BernoulliVAE:
-        """The untrained model, its weights drawn from the seed.
-
-        Raises ValueError where the network or the activation is unknown.
-        """
+        """The untrained model, its weights drawn from the seed."""
         with own_randomness(self.seed):
             if self.network == "mlp":
                 networks = mlp_networks(self.hidden, self.latent, self.activation)
-            elif self.network == "conv":
-                networks = conv_networks(self.channels, self.hidden, self.latent, self.activation)
             else:
-                raise ValueError(f'network must be "mlp" or "conv", got {self.network!r}')
+                networks = conv_networks(self.channels, self.hidden, self.latent, self.activation)
             return BernoulliVAE(*networks, self.latent, self.logit_offset)
 
     def objective(self) -> Objective:
-        """What training minimises: the negative bound of a batch, in nats an image.
-
-        Raises ValueError where the bound is unknown.
-        """
+        """What training minimises: the negative bound of a batch, in nats an image."""
         objectives: dict[str, Objective] = {
             "elbo": partial(elbo_objective, kl=self.kl, kl_samples=self.kl_samples, beta=self.beta),
             "iwae": partial(iwae_objective, num_samples=self.samples),
             "unscaled-noise": unscaled_noise_objective,
         }
-        if self.bound not in objectives:
-            raise ValueError(f"bound must be one of {', '.join(objectives)}, got {self.bound!r}")
         return objectives[self.bound]
 
 # %% ../../nbs/vae/binarised-mnist.ipynb #3f6f2f47
