@@ -479,7 +479,7 @@ def test_damaged_parquet_is_named(tmp_path, monkeypatch):
         (
             [encode(np.zeros((3, 32, 32), np.uint8))] * 19
             + [encode(np.zeros((3, 32, 31), np.uint8))],
-            "row 19 is 32x31, not 32x32",
+            "row 19 holds no readable image (it is 32x31, not 32x32)",
         ),
     ],
 )
