@@ -32,14 +32,16 @@ from genbook.fields import (
     Precision,
     Rate,
     Seed,
+    Share,
     Weight,
     brief,
     one_of,
+    within,
 )
 
 # %% ../nbs/descent.ipynb #c712aaad
 def epoch_order(
-    n: int,  # images in the data set
+    n: Amount,  # images in the data set
     seed: int,  # of the run
     epoch: int,  # counted from 1
 ) -> Int64[Tensor, "n"]:
@@ -48,22 +50,22 @@ def epoch_order(
 
 # %% ../nbs/descent.ipynb #059366f4
 def constant(
-    progress: float,  # the part of the run that is done, in [0, 1]
+    progress: Share,  # the part of the run that is done, in [0, 1]
 ) -> float:
     """The factor 1."""
     return 1.0
 
 
 def cosine(
-    progress: float,  # the part of the run that is done, in [0, 1]
+    progress: Share,  # the part of the run that is done, in [0, 1]
 ) -> float:
     """From 1 down to 0 along half a cosine ({eq}`eq-cosine`)."""
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def one_cycle(
-    progress: float,  # the part of the run that is done, in [0, 1]
-    warmup: float = 0.3,  # the part spent rising
+    progress: Share,  # the part of the run that is done, in [0, 1]
+    warmup: Annotated[float, within(0.001, 0.999)] = 0.3,  # the part spent rising
     start: float = 1 / 25,  # the factor at the start
 ) -> float:
     """Up from `start` to 1 and down to 0, each along half a cosine ({eq}`eq-one-cycle`)."""

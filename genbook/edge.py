@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from functools import cache
 from typing import Annotated, Any
 
-from .fields import check_value
+from .fields import Amount, Holding, check_value
 
 # %% ../nbs/edge.ipynb #dc9f9c4c
 _UNIONS = (typing.Union, types.UnionType)
@@ -53,14 +53,19 @@ def mistake(value: Any, hint: Any, name: str) -> str | None:
     from beartype.door import is_bearable
     from beartype.roar import BeartypeException
 
-    options = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
-    if isinstance(value, bool) and int in options and bool not in options:
-        return f"{name} must be a whole number, got {value}"
-    if typing.get_origin(hint) is Annotated and typing.get_args(hint)[0] in (int, float, str):
-        try:
-            check_value(value, hint, name)
-        except ValueError as error:
-            return str(error)
+    if typing.get_origin(hint) in _UNIONS:
+        told = [mistake(value, option, name) for option in typing.get_args(hint)]
+        if None in told:
+            return None
+        ranges = [each for each in told if each and " must be at " in each]
+        return (ranges or [f"{name} must be {spelled(hint)}, got {described(value)}"])[0]
+    rules: tuple[Any, ...] = ()
+    if typing.get_origin(hint) is Annotated:
+        hint, rules = typing.get_args(hint)[0], typing.get_args(hint)[1:]
+        if not _is_of_tensors(hint):
+            return _refused(check_value, value, Annotated[hint, *rules], name)
+    if hint is int and isinstance(value, (bool, int)):
+        return _refused(check_value, value, Amount, name)
     try:
         if not is_bearable(value, hint, conf=_conf()):
             return f"{name} must be {spelled(hint)}, got {described(value)}"
@@ -68,6 +73,20 @@ def mistake(value: Any, hint: Any, name: str) -> str | None:
         return None  # a type that cannot be executed
     if isinstance(value, float) and not math.isfinite(value):
         return f"{name} must be a finite number, got {value}"
+    broken = [rule for rule in rules if isinstance(rule, Holding) and not rule.holds(value)]
+    return f"{name} must {broken[0].what}" if broken else None
+
+
+def _is_of_tensors(hint: Any) -> bool:
+    return getattr(hint, "__module__", "").startswith(("jaxtyping", "torch"))
+
+
+def _refused(check: Callable, *given: Any) -> str | None:
+    """The message with which a check refuses what it is given."""
+    try:
+        check(*given)
+    except ValueError as error:
+        return str(error)
     return None
 
 # %% ../nbs/edge.ipynb #bc48319e

@@ -50,6 +50,8 @@ def discretised_nll(
         raise ValueError(
             f"x must lie in [-1, 1] (see scale_pixels), got {x.min().item()} to {x.max().item()}"
         )
+    if not (torch.as_tensor(std) > 0).all():
+        raise ValueError(f"std must be above 0, got {std}")
     half = 1 / 255
     upper, lower = (x + half - mean) / std, (x - half - mean) / std
     # In the upper tail both values of Φ round to 1. Mirrored, they keep their digits.

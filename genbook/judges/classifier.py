@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,18 @@ from .. import runs
 from ..data import Splits
 from ..data.sets import Photographs
 from ..families import Family, Headline, Job, Made, fit_recipe
-from ..fields import Checked, Count, Name, Precision, Rate, Seed, Several, Weight, Width
+from genbook.fields import (
+    Checked,
+    Count,
+    Name,
+    Precision,
+    Rate,
+    Seed,
+    Several,
+    Weight,
+    Width,
+    in_unit,
+)
 from ..images import scale_pixels
 from ..measures import in_double, total_variation
 from ..randomness import own_randomness
@@ -165,9 +177,9 @@ RECIPES: dict[str, ClassifierRecipe] = {"svhn-classifier": ClassifierRecipe("svh
 # %% ../../nbs/judges/classifier.ipynb #0069e706
 #| code-fold: true
 def calibration(
-    confidence: Float[Tensor, "n"],
-    right: Float[Tensor, "n"],
-    bins: int = 10,
+    confidence: Annotated[Float[Tensor, "n"], in_unit],
+    right: Annotated[Float[Tensor, "n"], in_unit],
+    bins: Count = 10,
 ) -> float:
     """Mean distance of confidence and share of right answers, over bins of confidence.
 

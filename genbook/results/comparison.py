@@ -187,7 +187,7 @@ def chosen(
     train: UInt8[Tensor, "m1 c h w"],
     valid: UInt8[Tensor, "m2 c h w"],
     test: UInt8[Tensor, "m3 c h w"],
-    n: int,
+    n: Count,
     seed: int = 0,
 ) -> dict[str, UInt8[Tensor, "n c h w"]]:
     """`n` images each at random: "train", "valid", "test", and "others" of the test set.

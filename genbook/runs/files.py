@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import stat
 import struct
 import threading
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,21 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a list of records needs 
     import torch
 
 # %% ../../nbs/runs/files.ipynb #b0851483
+def _final(path: Path) -> tuple[Path, int | None]:
+    """Where links lead, and who may read the file that lies there, if one does.
+
+    Raises OSError where there is something else than a file: a folder, a device, a pipe.
+    """
+    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return place, None
+    if not stat.S_ISREG(mode):
+        raise OSError(f"{path} is no regular file and is not replaced; name another one")
+    return place, stat.S_IMODE(mode)
+
+
 @contextmanager
 def replacing(
     path: str | Path,  # the file to write; its folder is made where missing
@@ -31,18 +47,23 @@ def replacing(
 
     What the block wrote is flushed to the disk first. A process killed on the way leaves at
     most a file `.NAME.PID.THREAD.tmp` behind. Where the block fails the old file stays; where
-    it writes nothing, FileNotFoundError is raised.
+    it writes nothing, FileNotFoundError is raised. A link is followed, and a file keeps its
+    permissions; an OSError, as on a full disk or at a device, names the file.
     """
-    path = Path(path)
+    path, mode = _final(Path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        if mode is not None:
+            os.chmod(temporary, mode)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
     if os.name == "posix":  # the rename itself is on the disk once the folder is
         folder = os.open(path.parent, os.O_RDONLY)

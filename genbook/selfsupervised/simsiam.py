@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..descent import cosine
 from ..families import Family, Headline
-from ..fields import Count, Rate, Several
+from ..fields import Count, Positive, Rate, Several, within
 from ..randomness import own_randomness
 from .encoder import check_views, predictor, projector, resnet18
 from .judging import figures, portrait, pretrain
@@ -29,16 +29,23 @@ from .pretraining import PretrainRecipe, features_of
 class CosineSimilarity(nn.Module):
     """Cosine of the angle between vectors along `dim`; `eps` bounds each length from below."""
 
-    def __init__(self, dim: int = 1, eps: float = 1e-8):
+    def __init__(self, dim: Annotated[int, within(-8, 7)] = 1, eps: Positive = 1e-8):
         super().__init__()
         self.dim, self.eps = dim, eps
 
     def forward(
         self,
-        x1: Float[Tensor, "*#shape"],
-        x2: Float[Tensor, "*#shape"],
+        x1: Float[Tensor, "*shape"],
+        x2: Float[Tensor, "*shape"],
     ) -> Float[Tensor, "*rest"]:
-        """x1 · x2 over the product of their lengths ({eq}`eq-cosine-similarity`)."""
+        """x1 · x2 over the product of their lengths ({eq}`eq-cosine-similarity`).
+
+        Raises:
+            ValueError: vectors that aren't as many and as long.
+        """
+        if x1.shape != x2.shape:
+            told = f"{tuple(x1.shape)} and {tuple(x2.shape)}"
+            raise ValueError(f"x1 and x2 must be of one shape, got {told}")
         length1, length2 = (x.norm(dim=self.dim).clamp(min=self.eps) for x in (x1, x2))
         return (x1 * x2).sum(self.dim) / (length1 * length2)
 

@@ -35,11 +35,13 @@ from genbook.fields import (
     Precision,
     Rate,
     Seed,
+    Sizes,
     Weight,
     Width,
+    entries,
     one_of,
 )
-from ..likelihoods import log_likelihood_bernoulli_logits
+from ..likelihoods import at_hand, log_likelihood_bernoulli_logits
 from ..randomness import own_randomness
 from .elbo import LatentModel, elbo_terms
 from .importance import importance_log_likelihood, iwae_bound
@@ -57,7 +59,7 @@ def activation_layer(name: str) -> type[nn.Module]:
 
 
 def mlp(
-    sizes: tuple[int, ...],
+    sizes: Annotated[Sizes, entries(2)],
     activation: str,
 ) -> nn.Sequential:
     """Linear layers of the given sizes with an activation between them, none after the last.
@@ -155,7 +157,12 @@ class BernoulliVAE(nn.Module):
         x: Num[Tensor, "batch c h w"],
         z: Float[Tensor, "batch *samples latent"],
     ) -> Float[Tensor, "batch *samples"]:
-        """log p(x|z) in nats for z `(B, L)` or, with K draws an image, `(B, K, L)`."""
+        """log p(x|z) in nats for z `(B, L)` or, with K draws an image, `(B, K, L)`.
+
+        Raises ValueError for grey levels of 0 to 255, where that can be seen without a wait.
+        """
+        if at_hand(x) and x.numel() and not 0 <= x.min() <= x.max() <= 1:
+            raise ValueError(f"x must lie in [0, 1], got values up to {x.max().item():g}")
         x = x.repeat_interleave(z.shape[1], 0) if z.ndim == 3 else x
         return log_likelihood_bernoulli_logits(self.decode(z.flatten(0, -2)), x).view(z.shape[:-1])
 
