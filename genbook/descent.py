@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from genbook.fields import (
     Checked,
     Count,
     Decay,
+    Device,
     Positive,
     Precision,
     Rate,
@@ -149,7 +150,7 @@ class Plan(Checked):
     ema: Decay | None = None  # decay of the running average of the weights; None for none
     seed: Seed = 0  # of the order of the images and of all noise
     precision: Precision = "fp32"  # "bf16": products in bfloat16, weights in float32
-    device: Literal["cpu", "cuda", "mps"] | None = None  # the best there is where None
+    device: Device | None = None  # the best there is where None
     channels_last: bool = False  # in memory, of images and filters: faster convolutions
     clip: Positive | None = None  # largest norm of the gradient; None for no limit
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from functools import cache
 from typing import Annotated, Any
 
+from . import fields
 from .fields import Amount, Holding, check_value
 
 # %% ../nbs/edge.ipynb #dc9f9c4c
@@ -201,4 +202,6 @@ class Finder:
 
 def install() -> None:
     """From here on every module of the package that is imported is guarded."""
+    if Finder not in sys.meta_path:
+        guard(vars(fields))  # which is here already
     sys.meta_path[:] = [Finder, *(finder for finder in sys.meta_path if finder is not Finder)]

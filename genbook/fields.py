@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['finite', 'in_unit', 'shares', 'Name', 'Count', 'Several', 'Width', 'Sizes', 'Layers', 'Amount', 'Moments', 'Seed',
-           'Rate', 'Positive', 'Weight', 'Share', 'Decay', 'Precision', 'at_least', 'above', 'within', 'below',
-           'multiple_of', 'entries', 'OneOf', 'Holding', 'one_of', 'nearest', 'wanted', 'brief', 'check_value',
+           'Rate', 'Positive', 'Weight', 'Share', 'Decay', 'Precision', 'Device', 'at_least', 'above', 'within',
+           'below', 'multiple_of', 'entries', 'OneOf', 'Holding', 'one_of', 'nearest', 'brief', 'check_value',
            'field_types', 'Checked']
 
 # %% ../nbs/fields.ipynb #b70c8e94
@@ -124,6 +124,7 @@ Weight = Annotated[float, at_least(0)]  # of a term in a loss
 Share = Annotated[float, within(0, 1)]
 Decay = Annotated[float, below(1)]  # of a running average: at 1 it would never move
 Precision = Literal["fp32", "bf16"]
+Device = Literal["cpu", "cuda", "mps"]
 
 # %% ../nbs/fields.ipynb #1640f45c
 _WORDS = {  # how pydantic's kinds of errors begin, or what they are -> what was wanted
@@ -155,7 +156,7 @@ def _adapter(kind: Any, strict: bool) -> Any:
     return TypeAdapter(kind, config=config)
 
 
-def wanted(error: Any) -> str:
+def _wanted(error: Any) -> str:
     """What pydantic's first error asks for, in words."""
     first = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "value_error":  # of a check of our own
@@ -192,11 +193,11 @@ def check_value(
     try:
         return _adapter(kind, strict).validate_python(value)
     except ValidationError as error:
-        raise ValueError(f"{what} {wanted(error)}, got {brief(value)}") from None
+        raise ValueError(f"{what} {_wanted(error)}, got {brief(value)}") from None
 
 # %% ../nbs/fields.ipynb #c966860a
 @cache
-def field_types(kind: type) -> dict[str, Any]:
+def field_types(kind: Any) -> dict[str, Any]:
     """The type of each field of a dataclass, with its range."""
     hints = typing.get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}

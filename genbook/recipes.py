@@ -81,6 +81,12 @@ def as_text(
     return str(value)
 
 # %% ../nbs/recipes.ipynb #d96618c6
+def _check_recipe(recipe: Any) -> None:
+    """Raise ValueError for what isn't a dataclass, or is the class itself."""
+    if not dataclasses.is_dataclass(recipe) or isinstance(recipe, type):
+        raise ValueError(f"recipe must be a recipe, got {brief(recipe)}")
+
+
 def override(
     recipe: Any,
     settings: Iterable[str],  # each "field=value"
@@ -89,6 +95,7 @@ def override(
 
     Raises ValueError where a setting has no "=", names no field, or has a value of another type or out of range.
     """
+    _check_recipe(recipe)
     kinds = field_types(type(recipe))
     changes = {}
     for setting in settings:
@@ -109,6 +116,7 @@ def field_notes(
     recipe: Any,
 ) -> dict[str, str]:
     """The comment beside each field, from the source of a recipe's class and of its bases."""
+    _check_recipe(recipe)
     source = "".join(map(inspect.getsource, reversed(type(recipe).__mro__[:-1])))
     return dict(re.findall(r"^    (\w+):.*?#\s*(.+)$", source, re.MULTILINE))
 
@@ -118,6 +126,7 @@ def changes_since(
     recipe: Any,
 ) -> list[str]:
     """How a recipe differs from the one that a record keeps, a phrase for each field."""
+    _check_recipe(recipe)
     now = json.loads(json.dumps(dataclasses.asdict(recipe)))
     return [
         f"{key} was {recorded.get(key)!r}, is {value!r}"

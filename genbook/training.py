@@ -41,8 +41,9 @@ from genbook.descent import (
     content_digest,
     make_accelerator,
 )
+from .fields import Device, Precision
 from .graphs import compile_players, graph_options
-from .players import Mover, Player, evaluated, players_of, told_row
+from .players import Mover, Player, check_turns, evaluated, players_of, told_row
 from .randomness import own_randomness, random_states, seed_everything, set_random_states
 from .runs import write_metrics
 from .terminal import tell
@@ -98,10 +99,6 @@ class State:
         make = plan.optimizer if callable(plan.optimizer) else OPTIMIZERS[plan.optimizer]
         make = partial(make, lr=plan.lr, weight_decay=plan.weight_decay)
         self.movers = [Mover(player, model, make, steps) for player in players]
-        for player in players:
-            if player.every > max(self.total, 1):
-                told = f"got {player.every} for a run of {self.total}"
-                raise ValueError(f"every must be at most the steps of the run, {told}")
         self.parts = {"model": model}
         if plan.ema is not None:
             average = get_ema_multi_avg_fn(plan.ema)
@@ -435,8 +432,8 @@ def fit(
     schedule: str = "constant",  # a name in SCHEDULES
     ema: float | None = None,  # decay of the running average of the weights; None for none
     seed: int = 0,  # of the order of the images and of all noise
-    precision: str = "fp32",  # "fp32", or "bf16": products in bfloat16, weights in float32
-    device: str | None = None,  # "cpu", "cuda", "mps"; the best there is where None
+    precision: Precision = "fp32",  # "bf16": products in bfloat16, weights in float32
+    device: Device | None = None,  # "cpu", "cuda", "mps"; the best there is where None
     channels_last: bool = False,  # in memory, of images and filters: faster convolutions
     evaluate: Callable | None = None,  # (model, epoch) -> dict: columns of the history
     on_epoch: Callable | None = None,  # (model, epoch), main process only: pictures and so on
@@ -479,10 +476,9 @@ def fit(
     accelerator = make_accelerator(device, precision)
     plan = replace(plan, device=accelerator.device.type)
     batches = Batches(data, plan, accelerator)
+    check_turns(players, epochs * batches.steps)
     graph = graph_options(compile, plan.device or "", epochs * batches.steps)
-    settings = {}
-    if checkpoint is not None:
-        settings = fingerprint_of(plan, batches, model, players, fingerprint, graph)
+    settings = fingerprint_of(plan, batches, model, players, fingerprint, graph)
     state = State(model, players, plan, batches.steps, accelerator)
     keeper = Keeper(state, checkpoint, checkpoint_seconds, settings)
     seed_everything(seed + accelerator.process_index)  # each process draws noise of its own

@@ -387,9 +387,8 @@ def cut(name: str, part: str, whole: Split) -> Part:
 def _as_split(images: np.ndarray, labels: np.ndarray | None) -> Split:
     """Arrays as tensors. Pixels are copied only where their memory isn't contiguous or may not be written to."""
     pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
-    if labels is None:
-        return Split(pixels, None)
-    return Split(pixels, torch.tensor(as_bytes(labels, "labels"), dtype=torch.int64))
+    known = None if labels is None else torch.tensor(as_bytes(labels, "labels"), dtype=torch.int64)
+    return Split(pixels, known)
 
 # %% ../../nbs/data/reading.ipynb #517f1fd2
 def _check_arrays(copy: Copy, images: np.ndarray, labels: np.ndarray | None) -> None:

@@ -19,28 +19,12 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from .. import runs
+from .. import fields, runs
 from ..data import Splits
 from ..data.sets import BinaryDigits
 from ..descent import OPTIMIZERS, SCHEDULES
 from ..divergences import kl_gaussian_gaussian_analytic
 from ..families import Family, Headline, Job, Made, fit_recipe
-from genbook.fields import (
-    Checked,
-    Count,
-    Decay,
-    Layers,
-    Moments,
-    Name,
-    Precision,
-    Rate,
-    Seed,
-    Sizes,
-    Weight,
-    Width,
-    entries,
-    one_of,
-)
 from ..likelihoods import at_hand, log_likelihood_bernoulli_logits
 from ..randomness import own_randomness
 from .elbo import LatentModel, elbo_terms
@@ -59,7 +43,7 @@ def activation_layer(name: str) -> type[nn.Module]:
 
 
 def mlp(
-    sizes: Annotated[Sizes, entries(2)],
+    sizes: Annotated[fields.Sizes, fields.entries(2)],
     activation: str,
 ) -> nn.Sequential:
     """Linear layers of the given sizes with an activation between them, none after the last.
@@ -227,34 +211,34 @@ def unscaled_noise_objective(
 
 # %% ../../nbs/vae/binarised-mnist.ipynb #7076031e
 @dataclass(frozen=True)
-class VAERecipe(Checked):
+class VAERecipe(fields.Checked):
     """Everything that determines a run of a Bernoulli VAE."""
 
-    name: Name  # of the run and of its folder
+    name: fields.Name  # of the run and of its folder
     data: BinaryDigits = "binarized_mnist"  # the fixed binarisation, 50,000 images to train on
     network: Literal["mlp", "conv"] = "mlp"  # or "conv": two convolutions before the hidden layers
-    hidden: Layers = (300, 300)  # widths of the linear layers, encoder's order
-    channels: Width = 32  # of the convolutions, when there are any
-    activation: Annotated[str, one_of(ACTIVATIONS)] = "elu"  # a key of ACTIVATIONS
-    latent: Width = 100  # L
+    hidden: fields.Layers = (300, 300)  # widths of the linear layers, encoder's order
+    channels: fields.Width = 32  # of the convolutions, when there are any
+    activation: Annotated[str, fields.one_of(ACTIVATIONS)] = "elu"  # a key of ACTIVATIONS
+    latent: fields.Width = 100  # L
     logit_offset: float = 5.0  # the course's decoder starts from black images
     bound: Literal["elbo", "iwae", "unscaled-noise"] = "elbo"  # maximised; the last is an erratum
     kl: Literal["analytic", "mc"] = "analytic"  # "mc": mean over reparameterised samples
-    kl_samples: Count = 1  # how many, with "mc"
-    beta: Weight = 1.0  # weight of the KL in the loss
-    samples: Count = 1  # K of the bound "iwae"
+    kl_samples: fields.Count = 1  # how many, with "mc"
+    beta: fields.Weight = 1.0  # weight of the KL in the loss
+    samples: fields.Count = 1  # K of the bound "iwae"
     start: str = ""  # a recorded run whose weights this one starts from
-    epochs: Count = 20  # the course's
-    batch_size: Count = 64  # the course's
-    optimizer: Annotated[str, one_of(OPTIMIZERS)] = "adam"  # or "adamw"
-    lr: Rate = 3e-4  # where the schedule's factor is 1
-    schedule: Annotated[str, one_of(SCHEDULES)] = "constant"  # or "cosine", "one-cycle"
-    weight_decay: Weight = 0.0  # decoupled, with "adamw"
-    ema: Decay = 0.0  # decay of the averaged weights that are evaluated and kept; 0: none
-    precision: Precision = "fp32"  # "bf16": matrix products in bfloat16
-    eval_samples: Count = 200  # K of the estimate of log p(x) on test images
-    sample_epochs: Moments = (0, 20)  # pictures of samples are kept at these
-    seed: Seed = 0  # of the weights, the order of the images and the noise
+    epochs: fields.Count = 20  # the course's
+    batch_size: fields.Count = 64  # the course's
+    optimizer: Annotated[str, fields.one_of(OPTIMIZERS)] = "adam"  # or "adamw"
+    lr: fields.Rate = 3e-4  # where the schedule's factor is 1
+    schedule: Annotated[str, fields.one_of(SCHEDULES)] = "constant"  # or "cosine", "one-cycle"
+    weight_decay: fields.Weight = 0.0  # decoupled, with "adamw"
+    ema: fields.Decay = 0.0  # decay of the averaged weights that are evaluated and kept; 0: none
+    precision: fields.Precision = "fp32"  # "bf16": matrix products in bfloat16
+    eval_samples: fields.Count = 200  # K of the estimate of log p(x) on test images
+    sample_epochs: fields.Moments = (0, 20)  # pictures of samples are kept at these
+    seed: fields.Seed = 0  # of the weights, the order of the images and the noise
 
     def smoke(self) -> "VAERecipe":
         """The same recipe on toy digits: two short epochs and a small estimate."""
