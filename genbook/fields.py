@@ -123,8 +123,8 @@ Positive = Annotated[float, above(0)]
 Weight = Annotated[float, at_least(0)]  # of a term in a loss
 Share = Annotated[float, within(0, 1)]
 Decay = Annotated[float, below(1)]  # of a running average: at 1 it would never move
-Precision = Literal["fp32", "bf16"]
-Device = Literal["cpu", "cuda", "mps"]
+Precision = Annotated[str, one_of(("fp32", "bf16"))]
+Device = Annotated[str, one_of(("cpu", "cuda", "mps"))]
 
 # %% ../nbs/fields.ipynb #1640f45c
 _WORDS = {  # how pydantic's kinds of errors begin, or what they are -> what was wanted
@@ -197,10 +197,14 @@ def check_value(
 
 # %% ../nbs/fields.ipynb #c966860a
 @cache
-def field_types(kind: Any) -> dict[str, Any]:
-    """The type of each field of a dataclass, with its range."""
+def _types(kind: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def field_types(kind: Any) -> dict[str, Any]:
+    """The type of each field of a dataclass, with its range."""
+    return _types(kind)
 
 
 class Checked:

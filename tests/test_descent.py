@@ -41,8 +41,8 @@ def test_order_is_a_permutation_of_seed_and_epoch():
         (dict(schedule="cosin"), "did you mean 'cosine'?"),
         (dict(ema=1.0), "ema must be below 1, got 1.0"),
         (dict(seed=-1), "seed must be at least 0, got -1"),
-        (dict(precision="fp16"), "precision must be 'fp32' or 'bf16', got 'fp16'"),
-        (dict(device="tpu"), "device must be 'cpu', 'cuda' or 'mps', got 'tpu'"),
+        (dict(precision="fp16"), "precision must be one of fp32, bf16; "),
+        (dict(device="tpu"), "device must be one of cpu, cuda, mps"),
         (dict(clip=0), "clip must be above 0, got 0"),
         (dict(epochs=1.5), "epochs must be a whole number, got 1.5"),
         (dict(epochs=True), "epochs must be a whole number, got True"),
@@ -53,7 +53,7 @@ def test_order_is_a_permutation_of_seed_and_epoch():
         (dict(clip=math.inf), "clip must be a finite number, got inf"),
         (dict(optimizer=None), "optimizer must be a text, got None"),
         (dict(schedule=["constant"]), "schedule must be a text, got ['constant']"),
-        (dict(device=3), "device must be 'cpu', 'cuda' or 'mps', got 3"),
+        (dict(device=3), "device must be a text, got 3"),
     ],
 )
 def test_a_plan_refuses_what_cannot_be_done(change, told):
