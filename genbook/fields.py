@@ -12,7 +12,7 @@ import dataclasses
 import typing
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Interval, Len, MultipleOf
 
