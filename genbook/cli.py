@@ -488,12 +488,12 @@ def main(
         tell("interrupted", "yellow")
         return 130
     except Exception as error:
-        if (
-            not isinstance(error, (ValueError, OSError, FloatingPointError))
-            and type(error).__name__ != "DataError"
-        ):
+        named = isinstance(error, (ValueError, OSError, FloatingPointError, MemoryError))
+        full = isinstance(error, RuntimeError) and "not enough memory" in str(error)  # torch's
+        if not named and not full and type(error).__name__ != "DataError":
             raise
-        tell(f"error: {' '.join(str(error).split())}")
+        said = " ".join(str(error).split()) or "not enough memory"
+        tell(f"error: {said}")
         return 2
 
 # %% ../nbs/cli.ipynb #3c6187b7
