@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from jaxtyping import Int64
+from jaxtyping import Int64, Shaped
 from torch import Tensor, nn
 
 from genbook.fields import (
@@ -154,7 +154,7 @@ class Plan(Checked):
     channels_last: bool = False  # in memory, of images and filters: faster convolutions
     clip: Positive | None = None  # largest norm of the gradient; None for no limit
 
-    def disagreements(self):
+    def disagreements(self) -> Iterable[str]:
         """A device must be there."""
         if self.device == "cuda" and not torch.cuda.is_available():
             yield "device is 'cuda' but torch finds no CUDA device; pass device='cpu'"
@@ -249,7 +249,7 @@ def check_data(
         raise ValueError(f"batch_size is {batch_size}; allowed are 1 to len(data) = {lengths[0]}")
 
 
-def content_digest(x: Tensor) -> str:
+def content_digest(x: Shaped[Tensor, "*shape"]) -> str:
     """SHA-256 of a tensor's bytes, in hexadecimal: other data of equal shape are other data."""
     return hashlib.sha256(x.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()
 

@@ -7,6 +7,7 @@ __all__ = ['described', 'spelled', 'mistake', 'misfit', 'guarded', 'guard', 'Fin
 #| code-fold: true
 import dataclasses
 import functools
+import importlib.machinery
 import importlib.util
 import inspect
 import math
@@ -129,7 +130,10 @@ _call = threading.local()  # whether this thread is within a call
 
 
 def guarded(function: Callable) -> Callable:
-    """A function whose arguments are compared with its signature where a call enters the package."""
+    """A function whose arguments are compared with its signature where a call enters the package.
+
+    Where they differ it raises ValueError, its own or one that names the argument.
+    """
     torch = sys.modules.get("torch")
     compiling = torch.compiler.is_compiling if torch is not None else bool
 
@@ -179,7 +183,9 @@ class Finder:
     seeking: typing.ClassVar[set[str]] = set()
 
     @classmethod
-    def find_spec(cls, fullname, path=None, target=None):
+    def find_spec(
+        cls, fullname: str, path: Any = None, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
         """The module's spec, whose loader guards it."""
         ours = fullname.startswith("genbook.") and not fullname.startswith("genbook.book")
         if not ours or fullname in cls.seeking:  # what makes the book is nobody's to call

@@ -62,9 +62,9 @@ class OneOf:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         """How pydantic asks: first for the type, then here."""
-        from pydantic_core import core_schema
+        from pydantic import AfterValidator
 
-        return core_schema.no_info_after_validator_function(self, handler(source))
+        return AfterValidator(self).__get_pydantic_core_schema__(source, handler)
 
 
 @dataclasses.dataclass(frozen=True)

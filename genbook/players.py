@@ -121,7 +121,7 @@ def evaluated(
     if not isinstance(found, Mapping):
         raise ValueError(f"evaluate must return a dict, got {brief(found)}")
     for key, value in found.items():
-        if not isinstance(key, str) or key in row or key.startswith("train_"):
+        if not isinstance(key, str) or key in row:
             raise ValueError(f"evaluate must name its columns otherwise than {brief(key)}")
         if getattr(value, "ndim", 0) or not isinstance(value, (SupportsFloat, SupportsIndex)):
             raise ValueError(f"evaluate must return numbers, got {brief(value)} for {key}")
@@ -173,7 +173,7 @@ class Mover:
         return reported
 
     def note(self, step: int, loss: Float[Tensor, ""], metrics: Mapping[str, Tensor]) -> None:
-        """Keep what was reported in a step."""
+        """Keep what was reported in a step. Raises ValueError where it isn't what was before."""
         if not self.trace.numel():
             self.trace = torch.full((self.steps, len(self.names)), math.nan, device=loss.device)
         if self.names[1:] != list(metrics):

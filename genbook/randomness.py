@@ -42,7 +42,7 @@ def set_random_states(
 def seed_everything(
     seed: int,  # at least 0
 ) -> None:
-    """Seed torch (on every device), NumPy and Python."""
+    """Seed torch (on every device), NumPy and Python. Raises ValueError for a seed below 0."""
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
     torch.manual_seed(seed % 2**64)

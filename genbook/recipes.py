@@ -115,7 +115,10 @@ def override(
 def field_notes(
     recipe: Any,
 ) -> dict[str, str]:
-    """The comment beside each field, from the source of a recipe's class and of its bases."""
+    """The comment beside each field, from the source of a recipe's class and of its bases.
+
+    Raises ValueError for what is no recipe.
+    """
     _check_recipe(recipe)
     source = "".join(map(inspect.getsource, reversed(type(recipe).__mro__[:-1])))
     return dict(re.findall(r"^    (\w+):.*?#\s*(.+)$", source, re.MULTILINE))
@@ -125,7 +128,10 @@ def changes_since(
     recorded: Mapping[str, Any],  # the fields of a recipe, as a record keeps them
     recipe: Any,
 ) -> list[str]:
-    """How a recipe differs from the one that a record keeps, a phrase for each field."""
+    """How a recipe differs from the one that a record keeps, a phrase for each field.
+
+    Raises ValueError for what is no recipe.
+    """
     _check_recipe(recipe)
     now = json.loads(json.dumps(dataclasses.asdict(recipe)))
     return [

@@ -308,7 +308,10 @@ def latest_values(
     after: int,  # the step up to which values have been looked at
     kept: str,  # what is left of the run if it ends here, for the message
 ) -> dict[str, float]:
-    """What the players reported last. Raises FloatingPointError where a loss isn't finite."""
+    """What the players reported last.
+
+    Raises FloatingPointError where a loss isn't finite, ValueError where two players share a name.
+    """
     latest: dict[str, float] = {}
     for mover in state.movers:
         if taken := latest.keys() & set(mover.names):

@@ -10,7 +10,7 @@ __all__ = ['LINE_OPTIMIZERS', 'Objectives', 'Places', 'LineOptimizer', 'RECIPES'
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,7 +116,7 @@ class CriticRecipe(Checked):
     seed: Seed = 0  # of every critic: its first weights, its points
     kept: tuple[float, ...] = (0.0, 0.1, 1.0)  # θ of critics whose weights are recorded
 
-    def disagreements(self):
+    def disagreements(self) -> Iterable[str]:
         """What is kept must have been trained."""
         if not set(self.kept) <= set(self.thetas):
             yield f"kept must be among thetas, {self.thetas}, got {self.kept}: set both"

@@ -8,7 +8,7 @@ __all__ = ['RECIPES', 'FAMILY', 'record', 'build', 'evaluate', 'ComparisonRecipe
 #| code-fold: true
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,7 +60,7 @@ class ComparisonRecipe(Checked):
     precision: Precision = "bf16"  # of the networks that draw images; "fp32" for none
     seed: Seed = 0  # of all noise
 
-    def disagreements(self):
+    def disagreements(self) -> Iterable[str]:
         """The others are compared with test images."""
         if "test" not in self.sets:
             yield f"sets must hold 'test', got {self.sets}"

@@ -7,7 +7,7 @@ __all__ = ['HEAVIER', 'METHODS', 'RECIPES', 'FAMILY', 'train', 'build', 'evaluat
 
 # %% ../../nbs/selfsupervised/relatives.ipynb #7bec8584
 #| code-fold: true
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass
 from typing import Annotated
@@ -274,7 +274,7 @@ class RelativeRecipe(PretrainRecipe):
     tiles: Count = 4  # along a side, where heavy views are cut up
     epochs: Count = 5  # passes over the images
 
-    def disagreements(self):
+    def disagreements(self) -> Iterable[str]:
         """Tiles fill the side of an image."""
         if 32 % self.tiles:
             yield f"tiles must divide the side of 32 pixels, got {self.tiles}"
