@@ -203,7 +203,9 @@ def _types(kind: Any) -> dict[str, Any]:
 
 
 def field_types(kind: Any) -> dict[str, Any]:
-    """The type of each field of a dataclass, with its range."""
+    """The type of each field of a dataclass, with its range. Raises ValueError for another class."""
+    if not isinstance(kind, type) or not dataclasses.is_dataclass(kind):
+        raise ValueError(f"kind must be a dataclass, got {brief(kind)}")
     return _types(kind)
 
 

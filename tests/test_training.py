@@ -287,7 +287,7 @@ def test_on_step_sees_the_average_and_changes_nothing():
         ([plain], "sequence of Players"),
         ([Player("lefd", plain)], "'left'"),
         ([Player("left", plain), Player("", plain)], "shares weights"),
-        ([Player("left", plain, every=0)], "every is 0"),
+        ([Player("left", plain, every=0)], "every must be at least 1"),
     ],
 )
 def test_bad_players_are_named(players, told):
