@@ -20,8 +20,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from .. import fields, runs
-from ..data import Splits
-from ..data.sets import Photographs
+from ..data import Photographs, Splits
 from .derivation import Diffusion, extract, linear_betas, t_sample
 from .sampling import sample_ancestral, sample_ddim
 from .unet import UNet
