@@ -43,7 +43,7 @@ from genbook.descent import (
 )
 from .fields import Device, Precision
 from .graphs import compile_players, graph_options
-from .players import Mover, Player, check_turns, evaluated, players_of, told_row
+from .players import Mover, Player, evaluated, players_of, told_row
 from .randomness import own_randomness, random_states, seed_everything, set_random_states
 from .runs import write_metrics
 from .terminal import tell
@@ -479,7 +479,6 @@ def fit(
     accelerator = make_accelerator(device, precision)
     plan = replace(plan, device=accelerator.device.type)
     batches = Batches(data, plan, accelerator)
-    check_turns(players, epochs * batches.steps)
     graph = graph_options(compile, plan.device or "", epochs * batches.steps)
     settings = fingerprint_of(plan, batches, model, players, fingerprint, graph)
     state = State(model, players, plan, batches.steps, accelerator)
