@@ -489,11 +489,9 @@ def main(
         return 130
     except Exception as error:
         named = isinstance(error, (ValueError, OSError, FloatingPointError, MemoryError))
-        full = isinstance(error, RuntimeError) and "not enough memory" in str(error)  # torch's
-        if not named and not full and type(error).__name__ != "DataError":
+        if not named and type(error).__name__ != "DataError" and "enough memory" not in str(error):
             raise
-        said = " ".join(str(error).split()) or "not enough memory"
-        tell(f"error: {said}")
+        tell(f"error: {' '.join(str(error).split()) or 'not enough memory'}")
         return 2
 
 # %% ../nbs/cli.ipynb #3c6187b7

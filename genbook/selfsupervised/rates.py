@@ -219,7 +219,7 @@ def make(recipe: RatesRecipe, job: Job, splits: Splits) -> Made:
         ValueError: a method that there isn't, or a checkpoint of other settings.
     """
     settings = {key: str(value) for key, value in dataclasses.asdict(recipe).items()}
-    settings |= {method: str(recipe.trial(method, 0.0)) for method in recipe.methods}
+    settings |= {method: str(recipe.trial(method, recipe.rates[0])) for method in recipe.methods}
     measured = Measured(job, settings)
     labels = splits.valid.labels[: recipe.asked].to(torch.uint8)
     measured.once("asked", lambda: {"labels": labels})
