@@ -33,8 +33,8 @@ class Objective(nn.Module):
     def forward(
         self,
         batch: "Tensor | tuple[Tensor, ...]",
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and the metrics of a batch."""
+    ) -> Any:
+        """The loss and the metrics of a batch, or what else the objective returns."""
         return self.objective(self.model, batch)
 
 
