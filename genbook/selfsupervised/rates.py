@@ -10,14 +10,16 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .. import runs, training
+from .. import fields, runs, training
 from ..data import Splits
+from ..data.sets import Photographs
 from ..families import Family, Job, Made, Measured
 from ..measures import in_double
 from ..randomness import own_randomness
@@ -48,22 +50,35 @@ def norms_at_start(
 
 # %% ../../nbs/selfsupervised/rates.ipynb #0f43f491
 @dataclass(frozen=True)
-class RatesRecipe:
+class RatesRecipe(fields.Checked):
     """What is tried to find each method's rate, and what chooses among it."""
 
-    name: str  # of the record and of its folder
+    name: fields.Name  # of the record and of its folder
     _: KW_ONLY
-    methods: tuple[str, ...] = ("simsiam", "byol", "simclr", "barlow-twins", "vicreg")
-    rates: tuple[float, ...] = (0.03, 0.12, 0.48, 1.92)  # for 256 images; a geometric series
-    further: int = 3  # more of them at most, beyond each end, as long as the best lies there
-    data: str = "cifar10"
-    learned: int = 20_000  # training images that each run learns from
-    epochs: int = 1  # passes over them
-    known: int = 10_000  # training images among which neighbours are found
-    asked: int = 5_000  # validation images that are asked about
-    batches: int = 4  # over which the gradient at the start is averaged
-    precision: str = "bf16"  # of the runs; "fp32" for none
-    seed: int = 0  # of the weights, the order of the images and the views, alike for all
+    methods: tuple[Annotated[str, fields.one_of(METHODS)], ...] = (
+        "simsiam",
+        "byol",
+        "simclr",
+        "barlow-twins",
+        "vicreg",
+    )
+    rates: Annotated[tuple[fields.Rate, ...], fields.entries(1)] = (
+        0.03,
+        0.12,
+        0.48,
+        1.92,
+    )  # for 256 images; a geometric series
+    further: fields.Amount = (
+        3  # more of them at most, beyond each end, as long as the best lies there
+    )
+    data: Photographs = "cifar10"
+    learned: fields.Several = 20_000  # training images that each run learns from
+    epochs: fields.Count = 1  # passes over them
+    known: fields.Several = 10_000  # training images among which neighbours are found
+    asked: fields.Several = 5_000  # validation images that are asked about
+    batches: fields.Count = 4  # over which the gradient at the start is averaged
+    precision: fields.Precision = "bf16"  # of the runs; "fp32" for none
+    seed: fields.Seed = 0  # of the weights, the order of the images and the views, alike for all
 
     def trial(self, method: str, rate: float) -> PretrainRecipe:
         """A short run of a method at a rate.
@@ -204,7 +219,7 @@ def make(recipe: RatesRecipe, job: Job, splits: Splits) -> Made:
         ValueError: a method that there isn't, or a checkpoint of other settings.
     """
     settings = {key: str(value) for key, value in dataclasses.asdict(recipe).items()}
-    settings |= {method: str(recipe.trial(method, 0.0)) for method in recipe.methods}
+    settings |= {method: str(recipe.trial(method, recipe.rates[0])) for method in recipe.methods}
     measured = Measured(job, settings)
     labels = splits.valid.labels[: recipe.asked].to(torch.uint8)
     measured.once("asked", lambda: {"labels": labels})
