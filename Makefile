@@ -45,9 +45,10 @@ $(VENV)/python.stamp:
 	$$found -m venv $(VENV); \
 	touch $@
 
-$(VENV)/lock.stamp: requirements.lock | $(VENV)/python.stamp
-	@echo "== environment: the versions in requirements.lock"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+$(VENV)/lock.stamp: requirements.lock requirements-torch.lock | $(VENV)/python.stamp
+	@echo "== environment: the versions in requirements.lock, each file as its hash says"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-torch.lock
 	@touch $@
 
 $(VENV)/package.stamp: settings.ini setup.py pyproject.toml $(VENV)/lock.stamp
@@ -116,9 +117,12 @@ lock: $(VENV)/python.stamp
 	print('\n'.join([*c['DEFAULT']['requirements'].split(), *c['DEFAULT']['dev_requirements'].split(), 'setuptools', 'wheel']))" > "$$fresh/wanted.txt"; \
 	"$$fresh/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade -r "$$fresh/wanted.txt"; \
 	"$$fresh/bin/python" -m pip check; \
-	{ sed -n '/^#/p' requirements.lock; \
-	  "$$fresh/bin/python" -m pip freeze --all --disable-pip-version-check | grep -vE '^(pip|triton|(nvidia|cuda)-[^=]+)==' | sed -E 's/\+(cpu|cu[0-9]+)$$//' | sort -f; } > "$$fresh/lock"; \
-	mv "$$fresh/lock" requirements.lock
+	"$$fresh/bin/python" -m pip freeze --all --disable-pip-version-check | grep -vE '^(pip|triton|(nvidia|cuda)-[^=]+)==' | sed -E 's/\+(cpu|cu[0-9]+)$$//' | sort -f > "$$fresh/found"; \
+	"$$fresh/bin/python" -m pip install --quiet --disable-pip-version-check uv; \
+	grep -vE '^torch(vision)?==' "$$fresh/found" | "$$fresh/bin/uv" pip compile --quiet --no-deps --generate-hashes --no-header --no-annotate - -o "$$fresh/hashed"; \
+	{ sed -n '/^#/p' requirements.lock; cat "$$fresh/hashed"; } > "$$fresh/lock"; \
+	{ sed -n '/^#/p' requirements-torch.lock; grep -E '^torch(vision)?==' "$$fresh/found"; } > "$$fresh/torch"; \
+	mv "$$fresh/lock" requirements.lock; mv "$$fresh/torch" requirements-torch.lock
 	@echo "requirements.lock is renewed; now: make test"
 
 # torch first, as the book has it: asked for by others it would come with another version, or with CUDA.

@@ -178,7 +178,7 @@ class Keeper:
         seconds: float | None,  # also save within an epoch when the last one is this old
         fingerprint: dict,
     ):
-        if seconds is not None and not seconds >= 0:
+        if seconds is not None and not (isinstance(seconds, (int, float)) and seconds >= 0):
             raise ValueError(f"checkpoint_seconds is {seconds}; it must be None or at least 0")
         self.state, self.path, self.fingerprint = state, path, fingerprint
         self.limit = math.inf if seconds is None else seconds

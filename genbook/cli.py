@@ -18,7 +18,7 @@ import typer
 
 from . import __version__
 from .cli_data import DATA_ROOT, JSON, data_app
-from .machine import settle
+from .machine import out_of_memory, settle
 from .recipes import as_text, changes_since, field_notes, look_up, override
 from .side_by_side import INTERRUPTED, Lane, leash, watch_all
 from .terminal import is_main, show, tell
@@ -478,12 +478,10 @@ def main(
         tell("interrupted", "yellow")
         return 130
     except Exception as error:
-        if (
-            not isinstance(error, (ValueError, OSError, FloatingPointError))
-            and type(error).__name__ != "DataError"
-        ):
+        named = isinstance(error, (ValueError, OSError, FloatingPointError))
+        if not named and type(error).__name__ != "DataError" and not out_of_memory(error):
             raise
-        tell(f"error: {' '.join(str(error).split())}")
+        tell(f"error: {' '.join(str(error).split()) or 'not enough memory'}")
         return 2
 
 # %% ../nbs/cli.ipynb #3c6187b7

@@ -3,27 +3,47 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'OPTIMIZERS', 'PRECISIONS', 'epoch_order', 'constant', 'cosine', 'one_cycle', 'has_bf16', 'in_precision',
            'unknown_name', 'best_device', 'Plan', 'make_accelerator', 'gather_processes', 'on_main', 'Batches',
-           'check_data']
+           'check_data', 'content_digest', 'check_places']
 
 # %% ../nbs/descent.ipynb #e8e2d3ee
 #| code-fold: true
 import difflib
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from jaxtyping import Int64
-from torch import Tensor
+from jaxtyping import Int64, Shaped
+from torch import Tensor, nn
+
+from genbook.fields import (
+    Amount,
+    Checked,
+    Count,
+    Decay,
+    Device,
+    Positive,
+    Precision,
+    Rate,
+    Seed,
+    Share,
+    Weight,
+    brief,
+    one_of,
+    within,
+)
 
 # %% ../nbs/descent.ipynb #c712aaad
 def epoch_order(
-    n: int,  # images in the data set
+    n: Amount,  # images in the data set
     seed: int,  # of the run
     epoch: int,  # counted from 1
 ) -> Int64[Tensor, "n"]:
@@ -32,22 +52,22 @@ def epoch_order(
 
 # %% ../nbs/descent.ipynb #059366f4
 def constant(
-    progress: float,  # the part of the run that is done, in [0, 1]
+    progress: Share,  # the part of the run that is done, in [0, 1]
 ) -> float:
     """The factor 1."""
     return 1.0
 
 
 def cosine(
-    progress: float,  # the part of the run that is done, in [0, 1]
+    progress: Share,  # the part of the run that is done, in [0, 1]
 ) -> float:
     """From 1 down to 0 along half a cosine ({eq}`eq-cosine`)."""
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def one_cycle(
-    progress: float,  # the part of the run that is done, in [0, 1]
-    warmup: float = 0.3,  # the part spent rising
+    progress: Share,  # the part of the run that is done, in [0, 1]
+    warmup: Annotated[float, within(0.001, 0.999)] = 0.3,  # the part spent rising
     start: float = 1 / 25,  # the factor at the start
 ) -> float:
     """Up from `start` to 1 and down to 0, each along half a cosine ({eq}`eq-one-cycle`)."""
@@ -113,57 +133,32 @@ def best_device() -> str:
         else "cpu"
     )
 
-
-def _check_device(device: str | None) -> None:
-    if device not in (None, "cpu", "cuda", "mps"):
-        raise ValueError(
-            f"device is {device!r}; allowed are 'cpu', 'cuda', 'mps', "
-            "and None for the best there is"
-        )
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda' but torch finds no CUDA device; pass device='cpu'")
-
 # %% ../nbs/descent.ipynb #9b1fa0c9
 @dataclass(frozen=True)
-class Plan:
+class Plan(Checked):
     """How to train: all that is decided before the first step.
 
     Raises ValueError, naming the field, where one is out of range.
     """
 
-    epochs: int  # passes over the data
-    batch_size: int  # of all processes together; what an epoch leaves over is dropped
-    lr: float  # the learning rate where the schedule's factor is 1
-    optimizer: "str | Callable" = "adam"  # in OPTIMIZERS, or a function like those;
+    epochs: Amount  # passes over the data
+    batch_size: Count  # of all processes together; what an epoch leaves over is dropped
+    lr: Rate  # the learning rate where the schedule's factor is 1
+    optimizer: Annotated[str, one_of(OPTIMIZERS)] | Callable = "adam"  # or a function like those;
     # a group of weights that it marks `fix_lr` is left alone by the schedule
-    weight_decay: float = 0.0  # handed to the optimiser
-    schedule: str = "constant"  # a name in SCHEDULES
-    ema: float | None = None  # decay of the running average of the weights; None for none
-    seed: int = 0  # of the order of the images and of all noise
-    precision: str = "fp32"  # "fp32", or "bf16": products in bfloat16, weights in float32
-    device: str | None = None  # "cpu", "cuda", "mps"; the best there is where None
+    weight_decay: Weight = 0.0  # handed to the optimiser
+    schedule: Annotated[str, one_of(SCHEDULES)] = "constant"
+    ema: Decay | None = None  # decay of the running average of the weights; None for none
+    seed: Seed = 0  # of the order of the images and of all noise
+    precision: Precision = "fp32"  # "bf16": products in bfloat16, weights in float32
+    device: Device | None = None  # the best there is where None
     channels_last: bool = False  # in memory, of images and filters: faster convolutions
-    clip: float | None = None  # largest norm of the gradient; None for no limit
+    clip: Positive | None = None  # largest norm of the gradient; None for no limit
 
-    def __post_init__(self):
-        for name, holds, allowed in (
-            ("epochs", self.epochs >= 0, "at least 0"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("lr", self.lr > 0 and math.isfinite(self.lr), "above 0 and finite"),
-            ("weight_decay", self.weight_decay >= 0, "at least 0"),
-            ("ema", self.ema is None or 0 <= self.ema < 1, "None or in [0, 1)"),
-            ("seed", self.seed >= 0, "at least 0"),
-            ("clip", self.clip is None or self.clip > 0, "None or above 0"),
-        ):
-            if not holds:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be {allowed}")
-        if not callable(self.optimizer) and self.optimizer not in OPTIMIZERS:
-            raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
-        if self.schedule not in SCHEDULES:
-            raise unknown_name("schedule", self.schedule, SCHEDULES)
-        if self.precision not in PRECISIONS:
-            raise unknown_name("precision", self.precision, PRECISIONS)
-        _check_device(self.device)
+    def disagreements(self) -> Iterable[str]:
+        """A device must be there."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            yield "device is 'cuda' but torch finds no CUDA device; pass device='cpu'"
 
 # %% ../nbs/descent.ipynb #5531c1b9
 def make_accelerator(
@@ -265,6 +260,9 @@ def check_data(
     tensors = data if isinstance(data, tuple) else (data,)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise ValueError("data must be a tensor or a tuple of tensors")
+    for tensor in tensors:
+        if tensor.ndim == 0 or tensor.requires_grad or tensor.layout != torch.strided:
+            raise ValueError("data must be dense, have rows, and want no gradient")
     lengths = [len(tensor) for tensor in tensors]
     if len(set(lengths)) > 1:
         raise ValueError(f"data holds tensors of different lengths: {lengths}")
@@ -272,3 +270,29 @@ def check_data(
         raise ValueError("data is empty")
     if batch_size > lengths[0]:
         raise ValueError(f"batch_size is {batch_size}; allowed are 1 to len(data) = {lengths[0]}")
+
+
+def content_digest(x: Shaped[Tensor, "*shape"]) -> str:
+    """SHA-256 of a tensor's bytes, in hexadecimal: other data of equal shape are other data."""
+    return hashlib.sha256(x.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()
+
+
+def check_places(
+    model: Any,
+    on_step: Any,
+    **files: Any,  # by the argument's name
+) -> None:
+    """Raise ValueError for arguments of `fit` that nothing can be done with."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a module, got {brief(model)}")
+    for name, path in files.items():
+        if path is not None and not isinstance(path, (str, Path)):
+            raise ValueError(f"{name} must be a path, got {brief(path)}")
+        if path is not None and (not str(path) or Path(path).is_dir()):
+            raise ValueError(f"{name} must be a file, and {str(path)!r} is a folder")
+    if on_step is not None:
+        pair = isinstance(on_step, tuple) and len(on_step) == 2 and callable(on_step[1])
+        if not pair or not all(isinstance(n, int) and n >= 0 for n in on_step[0]):
+            raise ValueError(
+                f"on_step must be steps from 0 on and a function, got {brief(on_step)}"
+            )

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Num, UInt8
 from torch import Tensor
 
+from .fields import Count
+
 # %% ../nbs/images.ipynb #6cd0129d
 def scale_pixels(
     images: UInt8[Tensor, "*batch c h w"],
@@ -55,12 +57,17 @@ def as_levels(
 def nearest(
     pictures: Float[Tensor, "n c h w"],
     images: UInt8[Tensor, "m c h w"],
-    k: int = 1,
+    k: Count = 1,
 ) -> tuple[Float[Tensor, "n k"], Num[Tensor, "n k"]]:
     """The `k` images nearest to each picture: root-mean-square distances, and indices.
 
-    Pictures and distances are on the scale of [−1, 1].
+    Pictures and distances are on the scale of [−1, 1]. Raises ValueError where there are fewer
+    than `k` images, or a picture isn't finite.
     """
+    if not 1 <= k <= len(images):
+        raise ValueError(f"k must be from 1 to the {len(images)} images, got {k}")
+    if not pictures.isfinite().all():
+        raise ValueError("pictures must be finite: NaN has no neighbours")
     pictures, found = pictures.flatten(1), []
     for start in range(0, len(images), 5000):
         some = scale_pixels(images[start : start + 5000]).flatten(1)

@@ -7,11 +7,14 @@ __all__ = ['check_same_shape', 'at_hand', 'widen', 'sum_features', 'log_likeliho
 # %% ../nbs/likelihoods.ipynb #ea153566
 #| code-fold: true
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
+
+from .fields import in_unit
 
 # %% ../nbs/likelihoods.ipynb #38b8eae9
 def check_same_shape(**tensors: Tensor) -> None:
@@ -76,7 +79,7 @@ def log_likelihood_bernoulli(
 # %% ../nbs/likelihoods.ipynb #488800f0
 def log_likelihood_bernoulli_logits(
     logits: Float[Tensor, "batch *features"],
-    target: Shaped[Tensor, "batch *features"],
+    target: Annotated[Shaped[Tensor, "batch *features"], in_unit],
 ) -> Float[Tensor, "batch"]:
     """Log-probability of binary pixels from logits, finite at any logit; train with this one.
 
@@ -85,7 +88,8 @@ def log_likelihood_bernoulli_logits(
 
     Args:
         logits: log-odds that a pixel is 1; half precision is computed in float32.
-        target: pixels, 0 or 1; any dtype. Values aren't inspected: a GPU would have to wait.
+        target: pixels, 0 or 1; any dtype. Where a training step
+            calls this, values aren't inspected: a GPU would have to wait.
 
     Returns:
         `(batch,)`, nats, summed over pixels ({eq}`eq-bernoulli-logits`).

@@ -25,7 +25,12 @@ def in_double(
 def entropy(
     shares: Float[Tensor, "classes"],
 ) -> float:
-    """−Σ p log p in nats; a class without a share adds nothing."""
+    """−Σ p log p in nats; a class without a share adds nothing.
+
+    Raises ValueError where the shares don't sum to 1.
+    """
+    if not (shares >= 0).all() or not abs(shares.sum().item() - 1) < 1e-3:
+        raise ValueError(f"shares must be at least 0 and sum to 1, got {shares.sum().item():g}")
     return torch.special.entr(in_double(shares)).sum().item()
 
 # %% ../nbs/measures.ipynb #7d047c7d

@@ -42,8 +42,10 @@ def set_random_states(
 def seed_everything(
     seed: int,  # at least 0
 ) -> None:
-    """Seed torch (on every device), NumPy and Python."""
-    torch.manual_seed(seed)
+    """Seed torch (on every device), NumPy and Python. Raises ValueError for a seed below 0."""
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    torch.manual_seed(seed % 2**64)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 

@@ -6,13 +6,16 @@ __all__ = ['look_up', 'parse_value', 'as_text', 'override', 'field_notes', 'chan
 # %% ../nbs/recipes.ipynb #d3300b8b
 #| code-fold: true
 import dataclasses
-import difflib
 import inspect
 import json
 import re
+import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any
+from itertools import zip_longest
+from typing import Annotated, Any
+
+from .fields import brief, check_value, field_types, nearest
 
 # %% ../nbs/recipes.ipynb #3e039c40
 def look_up(
@@ -27,58 +30,73 @@ def look_up(
     known = list(known)
     if given in known:
         return given
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
-    raise ValueError(f"no {what} is called {given!r}; {hint}")
+    hint = nearest(given, known) or f"; there are: {', '.join(known)}"
+    raise ValueError(f"no {what} is called {brief(given)}{hint}")
 
 # %% ../nbs/recipes.ipynb #bf1a0a77
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+def _bare(kind: Any) -> Any:
+    """A type without its range."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
+
+
+def _pieces(text: str, kind: Any, between: str = ",") -> Any:
+    """A text taken apart: texts where a tuple is meant, None where it may be and is meant."""
+    kind = _bare(kind)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        if text.strip().lower() == "none" and type(None) in typing.get_args(kind):
+            return None
+        kind = _bare(next(each for each in typing.get_args(kind) if each is not type(None)))
+    if typing.get_origin(kind) is not tuple:
+        return text
+    inner = typing.get_args(kind)
+    parts = [part.strip() for part in text.strip("() ").split(between)]
+    parts = [part for part in parts if part]
+    kinds = [inner[0] if inner[-1] is ... else each for each, _ in zip_longest(inner, parts)]
+    return tuple(_pieces(part, each, ":") for part, each in zip(parts, kinds, strict=False))
 
 
 def parse_value(
     text: str,
-    kind: Any,  # the type of the field: int, float, bool, str, or a tuple of one of them
+    kind: Any,  # the type of the field, with its range
     field: str,  # its name, for the message
 ) -> Any:
     """The value that a text stands for.
 
-    Raises ValueError, naming the field, where it is of another type.
+    Raises ValueError, naming the field, where it is of another type or out of range.
     """
-    inner = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
-    try:
-        if inner is not None:
-            parts = [part.strip() for part in text.strip("() ").split(",")]
-            return tuple(parse_value(part, inner, field) for part in parts if part)
-        return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-    except (ValueError, KeyError):
-        if inner in _KINDS:
-            wanted = f"{_KINDS[inner].split(' ', 1)[1]}s with commas between them"
-        else:
-            wanted = _KINDS.get(kind, kind)
-        raise ValueError(f"{field} takes {wanted}; got {text!r}") from None
+    return check_value(_pieces(text, kind), kind, field, strict=False)
 
 
 def as_text(
     value: Any,
+    between: str = ",",  # what stands between the values of a tuple
 ) -> str:
     """A value as `parse_value` takes it."""
     if isinstance(value, (tuple, list)):
-        return ",".join(map(as_text, value))
-    if isinstance(value, bool):
+        return between.join(as_text(each, ":") for each in value)
+    if value is None or isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return str(value)
 
 # %% ../nbs/recipes.ipynb #d96618c6
+def _check_recipe(recipe: Any) -> None:
+    """Raise ValueError for what isn't a dataclass, or is the class itself."""
+    if not dataclasses.is_dataclass(recipe) or isinstance(recipe, type):
+        raise ValueError(f"recipe must be a recipe, got {brief(recipe)}")
+
+
 def override(
     recipe: Any,
     settings: Iterable[str],  # each "field=value"
 ) -> Any:
     """The recipe with some fields changed, and with a name that says so where any differs.
 
-    Raises ValueError where a setting has no "=", names no field, or has a value of another type.
+    Raises ValueError where a setting has no "=", names no field, or has a value of another type or out of range.
     """
-    hints = typing.get_type_hints(type(recipe))
-    kinds = {field.name: hints[field.name] for field in dataclasses.fields(recipe)}
+    _check_recipe(recipe)
+    kinds = field_types(type(recipe))
     changes = {}
     for setting in settings:
         field, equals, text = setting.partition("=")
@@ -97,7 +115,11 @@ def override(
 def field_notes(
     recipe: Any,
 ) -> dict[str, str]:
-    """The comment beside each field, from the source of a recipe's class and of its bases."""
+    """The comment beside each field, from the source of a recipe's class and of its bases.
+
+    Raises ValueError for what is no recipe.
+    """
+    _check_recipe(recipe)
     source = "".join(map(inspect.getsource, reversed(type(recipe).__mro__[:-1])))
     return dict(re.findall(r"^    (\w+):.*?#\s*(.+)$", source, re.MULTILINE))
 
@@ -106,7 +128,11 @@ def changes_since(
     recorded: Mapping[str, Any],  # the fields of a recipe, as a record keeps them
     recipe: Any,
 ) -> list[str]:
-    """How a recipe differs from the one that a record keeps, a phrase for each field."""
+    """How a recipe differs from the one that a record keeps, a phrase for each field.
+
+    Raises ValueError for what is no recipe.
+    """
+    _check_recipe(recipe)
     now = json.loads(json.dumps(dataclasses.asdict(recipe)))
     return [
         f"{key} was {recorded.get(key)!r}, is {value!r}"

@@ -107,14 +107,17 @@ def test_every_requirement_is_locked(root):
     wanted = (
         settings["DEFAULT"]["requirements"] + " " + settings["DEFAULT"]["dev_requirements"]
     ).split()
-    lines = [
-        line
-        for line in (root / "requirements.lock").read_text().splitlines()
-        if not line.startswith("#")
-    ]
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line) for line in lines), (
-        "a version that isn't exact"
-    )
+    text = re.sub(r"^#.*\n", "", (root / "requirements.lock").read_text(), flags=re.MULTILINE)
+    lines = re.sub(r" \\\n\s+", " ", text).splitlines()
+    exact, hashes = r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", r"( --hash=sha256:[0-9a-f]{64})+"
+    strange = [line for line in lines if not re.fullmatch(exact + hashes, line)]
+    assert not strange, "a version that isn't exact, or a file of it without a hash"
+    unhashed = (root / "requirements-torch.lock").read_text().splitlines()
+    unhashed = [line for line in unhashed if not line.startswith("#")]
+    assert [line.split("==")[0] for line in unhashed] == ["torch", "torchvision"]
+    assert all(re.fullmatch(exact, line) for line in unhashed)
+    assert "--require-hashes" in (root / "Makefile").read_text()
+    lines += unhashed
 
     def normal(name):
         return re.sub(r"[-_.]+", "-", name).lower()

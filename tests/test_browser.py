@@ -15,6 +15,7 @@ import signal
 import subprocess
 import threading
 import time
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,11 @@ def test_search_finds_a_word(browser, address):
     assert any("likelihoods.html" in link for link in found), found
     assert not browser.errors()
 
+    # Words that every object of JavaScript has, and that no page need have.
+    for word in ("constructor", "__proto__", "tostring hasownproperty valueof"):
+        browser.open(f"{address}/search.html?q={urllib.parse.quote(word)}")
+        browser.wait_for("document.querySelector('#search-results p')")
+        assert not browser.errors(), word
     browser.open(f"{address}/search.html?q=xyzzyplugh")
     browser.wait_for(
         "document.querySelector('#search-results p')?.textContent.includes('did not match')"

@@ -479,7 +479,7 @@ def test_damaged_parquet_is_named(tmp_path, monkeypatch):
         (
             [encode(np.zeros((3, 32, 32), np.uint8))] * 19
             + [encode(np.zeros((3, 32, 31), np.uint8))],
-            "row 19 is 32x31, not 32x32",
+            r"row 19 holds no readable image \(it is 32x31, not 32x32\)",
         ),
     ],
 )
@@ -499,7 +499,7 @@ def test_wrong_count_and_wrong_labels(tmp_path, monkeypatch):
         DATASETS["svhn"], published={"train": 20, "test": 5}, classes=9
     )
     monkeypatch.setitem(DATASETS, "svhn", small_labels)
-    with pytest.raises(DataError, match="labels are not 20 numbers from 0 to 8"):
+    with pytest.raises(DataError, match="labels are not 20 whole numbers from 0 to 8"):
         load("svhn", "train", tmp_path)
 
 

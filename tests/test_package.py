@@ -259,7 +259,9 @@ def imported(unpacked) -> dict[str, tuple[str, set[str]]]:
     """Of each module its file and what was loaded once it was imported: first those that load little."""
     light = [
         "runs",
+        "runs.schema",
         "runs.files",
+        "runs.places",
         "runs.record",
         "runs.audit",
         "book",

@@ -142,6 +142,11 @@ def foreign_in_script(script: str) -> list[str]:
     ]
 
 
+def test_every_page_is_meant_as_one(site):
+    """The themes' templates are HTML as well, but no pages."""
+    assert [path.name for path in (site / "_static").rglob("*.html")] == []
+
+
 def test_no_directive_is_left_on_a_page(pages, site):
     left = []
     for name, path in pages.items():

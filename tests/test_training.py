@@ -287,7 +287,7 @@ def test_on_step_sees_the_average_and_changes_nothing():
         ([plain], "sequence of Players"),
         ([Player("lefd", plain)], "'left'"),
         ([Player("left", plain), Player("", plain)], "shares weights"),
-        ([Player("left", plain, every=0)], "every is 0"),
+        ([Player("left", plain, every=0)], "every must be at least 1"),
     ],
 )
 def test_bad_players_are_named(players, told):
@@ -678,10 +678,11 @@ def game_run(out, die=0):
             os.kill(os.getpid(), signal.SIGKILL)
         return noisy(model["left"], batch)
 
-    players = [
-        Player("left", left),
-        Player("right", lambda model, batch: noisy(model["right"], batch), every=3),
-    ]
+    def right(model, batch):
+        loss, metrics = noisy(model["right"], batch)
+        return loss, {"right_half": metrics["half"]}
+
+    players = [Player("left", left), Player("right", right, every=3)]
     model = nn.ModuleDict({"left": network(), "right": network()})
     plan = dict(epochs=2, checkpoint=f"{out}.checkpoint", checkpoint_seconds=0.0, **SETTINGS)
     result = fit(model, players, toy(n=600), **plan)
@@ -725,18 +726,18 @@ def test_two_processes_of_which_one_is_killed_log_what_two_undisturbed_log(tmp_p
     "change, told",
     [
         (dict(batch_size=65), "batch_size is 65"),
-        (dict(batch_size=0), "batch_size is 0"),
-        (dict(epochs=-1), "epochs is -1"),
-        (dict(lr=0), "lr is 0"),
-        (dict(lr=math.nan), "lr is nan"),
-        (dict(weight_decay=-1), "weight_decay is -1"),
+        (dict(batch_size=0), "batch_size must be"),
+        (dict(epochs=-1), "epochs must be"),
+        (dict(lr=0), "lr must be"),
+        (dict(lr=math.nan), "lr must be"),
+        (dict(weight_decay=-1), "weight_decay must be"),
         (dict(schedule="cosin"), "'cosine'"),
         (dict(optimizer="adan"), "'adam'"),
-        (dict(ema=1.0), "ema is 1.0"),
-        (dict(seed=-1), "seed is -1"),
-        (dict(precision="fp16"), "precision is 'fp16'"),
-        (dict(device="tpu"), "device is 'tpu'"),
-        (dict(clip=0), "clip is 0"),
+        (dict(ema=1.0), "ema must be"),
+        (dict(seed=-1), "seed must be"),
+        (dict(precision="fp16"), "precision must be"),
+        (dict(device="tpu"), "device must be"),
+        (dict(clip=0), "clip must be"),
         (dict(checkpoint_seconds=-1), "checkpoint_seconds is -1"),
         (dict(data=torch.zeros(0, 12)), "data is empty"),
         (dict(data=(toy(), toy(8))), "different lengths"),

@@ -282,7 +282,7 @@ def dependencies(
     for source in sources:
         for pattern in split_names(split_directives(source)[0].get("depends", "")):
             found += sorted(root.glob(pattern))
-    found.append(root / "requirements.lock")
+    found += [root / "requirements.lock", root / "requirements-torch.lock"]
     return list(dict.fromkeys(path for path in found if path.exists()))
 
 # %% ../../nbs/book/reader.ipynb #1393fd01

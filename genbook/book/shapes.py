@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .. import edge
+
 # %% ../../nbs/book/shapes.ipynb #b6857669
 @contextlib.contextmanager
 def unchecked() -> Iterator[None]:
@@ -83,11 +85,14 @@ def execute_shapes() -> None:
     if check.__module__ == __name__:
         return  # it was called before
 
-    def jaxtyped(*, typechecker):
+    def jaxtyped(context=None, *, typechecker=None):
+        if context is not None:
+            return check(context)  # for a block of code, as the edge has it
         return lambda function: shaped(function, check, typechecker)
 
     vars(jaxtyping)["jaxtyped"] = jaxtyped  # what the hook's decorators look up
     jaxtyping.install_import_hook("genbook", "genbook.book.shapes.beartype")
+    edge.install()  # before it, so that it comes first
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None:
         shell.run_line_magic("load_ext", "jaxtyping")

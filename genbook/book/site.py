@@ -135,6 +135,8 @@ def setup(
             context["body"] = mark_equations(context["body"], page, app.env.genbook_equations)
 
     def downloads(app, exception):
+        for template in Path(app.outdir, "_static").rglob("*-macros.html"):
+            template.unlink()  # of the theme's own making of pages, and no page
         for path in Path(app.outdir, "_sources").rglob("*.ipynb"):
             text = path.read_text("utf8")
             if (clean := reader_copy(text)) != text:

@@ -3,7 +3,7 @@
 from .fetching import fetch
 from .loading import Splits, check, digest, load, provenance
 from .reading import Copy, cache_root, data_roots, find, import_torchvision, parse_amat
-from .sets import DATASETS, DataError, DataSet, Split
+from .sets import DATASETS, DataError, DataSet, Photographs, Split
 from .toys import toy_digits, toy_grey_digits, toy_house_numbers
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Copy",
     "DataError",
     "DataSet",
+    "Photographs",
     "Split",
     "Splits",
     "cache_root",

@@ -4,15 +4,18 @@
 #| code-fold: true
 from __future__ import annotations
 
+import hashlib
+import http.client
 import os
 import shutil
-import socket
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,37 +34,72 @@ from .sets import DATASETS, DataError, data_set
 __all__ = ['fetch']
 
 # %% ../../nbs/data/fetching.ipynb #cd410398
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """A limit on every wait for the network: torchvision sets none and would wait for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-_TIMEOUT = 30.0  # seconds without a byte after which a download is given up
+_TIMEOUT = 30.0  # seconds in which `_LEAST` bytes must come, or a download is given up
+_LEAST = 300_000  # bytes: a set of 180 MB is here within five hours, or not at all
 _BINARIZED_URL = DATASETS["binarized_mnist"].source + "binarized_mnist_{part}.amat"
 
 
-def _download(url: str, label: str) -> bytes:
-    """The content of a URL, with a progress bar; short content is an error."""
+@dataclass
+class _Arriving:
+    """A download as the thread sees it that waits for the network."""
+
+    url: str
+    path: Path
+    most: int  # bytes, as published; what is longer is something else
+    came: int = 0
+    problem: Exception | None = None
+    stop: bool = False
+
+    def receive(self) -> None:
+        """Write the content of the URL into the file."""
+        try:
+            request = urllib.request.Request(self.url, headers={"User-Agent": "genbook"})
+            with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+                self._write(response, response.headers.get("Content-Length") or "")
+        except Exception as error:
+            self.problem = error
+
+    def _write(self, response: Any, told: str) -> None:
+        size = int(told) if told.isdigit() else None
+        if size is not None and size > self.most:
+            raise OSError(f"{self.url} announces {size:,} bytes, and {self.most:,} are published")
+        with open(self.path, "wb") as file:
+            while not self.stop and (block := response.read1(1 << 18)):
+                self.came += len(block)
+                if self.came > self.most:
+                    raise OSError(f"{self.url} sends more than the published {self.most:,} bytes")
+                file.write(block)
+        if size is not None and self.came != size and not self.stop:
+            raise OSError(f"{self.url} ended after {self.came} of {size} bytes")
+
+
+def _download(url: str, path: Path, most: int) -> Path:
+    """Write the content of a URL into a file, with a progress bar.
+
+    Raises OSError where the server is too slow, or sends more than `most` bytes or less than it announced.
+    """
     from tqdm.auto import tqdm
 
-    request = urllib.request.Request(url, headers={"User-Agent": "genbook"})
-    with urllib.request.urlopen(request) as response:
-        size = response.headers.get("Content-Length")
-        total = int(size) if size else None
-        content = bytearray()
-        with tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=None) as bar:
-            while block := response.read(1 << 18):
-                content += block
-                bar.update(len(block))
-    if total is not None and len(content) != total:
-        raise OSError(f"{url} ended after {len(content)} of {total} bytes")
-    return bytes(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arriving = _Arriving(url, path, most)
+    thread = threading.Thread(target=arriving.receive, daemon=True)
+    thread.start()
+    since, before = time.monotonic(), 0
+    try:
+        with tqdm(total=most, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
+            while thread.is_alive():
+                thread.join(0.1)
+                bar.update(arriving.came - bar.n)
+                if arriving.came - before >= _LEAST:
+                    since, before = time.monotonic(), arriving.came
+                elif time.monotonic() - since > _TIMEOUT and thread.is_alive():
+                    few = f"{arriving.came - before:,} bytes in {_TIMEOUT:g} seconds"
+                    raise OSError(f"{url} timed out: {few}")
+    finally:
+        arriving.stop = True  # the thread may still wait; nobody waits for it
+    if arriving.problem is not None:
+        raise arriving.problem
+    return path
 
 # %% ../../nbs/data/fetching.ipynb #05923786
 def _fetch_binarized(folder: Path) -> None:
@@ -70,28 +108,72 @@ def _fetch_binarized(folder: Path) -> None:
     parts = {}
     for part, count in dataset.published.items():
         url = _BINARIZED_URL.format(part=part)
-        values = parse_amat(_download(url, url.rsplit("/", 1)[-1]), int(np.prod(dataset.shape)))
+        width = int(np.prod(dataset.shape))
+        most = count * (2 * width + 2)  # a digit and a blank for each pixel, and the end of a line
+        text = _download(url, folder / url.rsplit("/", 1)[-1], most)
+        values = parse_amat(text.read_bytes(), width)
+        text.unlink()
         if len(values) != count or sha256(values, None) != dataset.digests[part]:
             raise OSError(f"the content of {url} is not the published one (wrong checksum)")
         parts[part] = values
     path = folder / dataset.name / "binarized_mnist.npz"
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **parts)
 
 
+_BYTES = {  # of the publishers' files
+    "train-images-idx3-ubyte.gz": 9_912_422,
+    "train-labels-idx1-ubyte.gz": 28_881,
+    "t10k-images-idx3-ubyte.gz": 1_648_877,
+    "t10k-labels-idx1-ubyte.gz": 4_542,
+    "train_32x32.mat": 182_040_794,
+    "test_32x32.mat": 64_275_384,
+    "cifar-10-python.tar.gz": 170_498_071,
+}
+
+
+def _published(name: str) -> Iterator[tuple[list[str], str, str]]:
+    """The files of a set as torchvision knows them: addresses, name and MD5 sum of each."""
+    from torchvision import datasets
+
+    if name == "mnist":
+        for file, md5 in datasets.MNIST.resources:
+            yield [mirror + file for mirror in datasets.MNIST.mirrors], f"MNIST/raw/{file}", md5
+    elif name == "svhn":
+        for part in DATASETS[name].published:
+            url, file, md5 = datasets.SVHN.split_list[part]
+            yield [url], f"svhn/{file}", md5
+    else:
+        cifar = datasets.CIFAR10
+        yield [cifar.url], f"cifar10/{cifar.filename}", cifar.tgz_md5
+
+
+def _download_first(urls: list[str], path: Path, md5: str) -> None:
+    """Download a file from the first address that has it as published. Raises OSError of the last one."""
+    for url in urls:
+        try:
+            _download(url, path, _BYTES[path.name])
+            if hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != md5:
+                raise OSError(f"the content of {url} is not the published one (wrong MD5 sum)")
+            return
+        except (OSError, http.client.HTTPException) as error:
+            path.unlink(missing_ok=True)
+            problem = error
+    raise problem
+
+
 def _fetch_torchvision(name: str, folder: Path) -> None:
-    """Download with torchvision's own classes, which check the published MD5 sums."""
+    """Download what torchvision's own classes then find, check and unpack."""
     import_torchvision()
     from torchvision import datasets
 
+    for urls, file, md5 in _published(name):
+        _download_first(urls, folder / file, md5)
     if name == "mnist":
         datasets.MNIST(folder, download=True)
         for archive in (folder / "MNIST" / "raw").glob("*.gz"):
             archive.unlink()
-    elif name == "svhn":
-        for part in DATASETS[name].published:
-            datasets.SVHN(folder / name, split=part, download=True)
-    else:
+    elif name == "cifar10":
         datasets.CIFAR10(folder / name, download=True)
         (folder / name / datasets.CIFAR10.filename).unlink()
 
@@ -157,11 +239,10 @@ def fetch(name: str, root: str | Path | None = None) -> Path | None:
         return root
     with _scratch(root, name) as folder:
         try:
-            with _socket_timeout(_TIMEOUT):
-                if name == "binarized_mnist":
-                    _fetch_binarized(Path(folder))
-                else:
-                    _fetch_torchvision(name, Path(folder))
+            if name == "binarized_mnist":
+                _fetch_binarized(Path(folder))
+            else:
+                _fetch_torchvision(name, Path(folder))
         except Exception as error:
             reason = " ".join(str(error).split())
             raise DataError(

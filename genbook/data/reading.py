@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from ..runs.files import replacing, sweep
 
 # %% auto #0
 __all__ = ['Arrays', 'cache_root', 'data_roots', 'Copy', 'mending_command', 'find', 'find_under', 'parse_amat',
-           'import_torchvision', 'is_jpeg', 'sha256', 'Part', 'cut', 'read', 'read_decoded']
+           'import_torchvision', 'is_jpeg', 'sha256', 'as_bytes', 'Part', 'cut', 'read', 'read_decoded']
 
 # %% ../../nbs/data/reading.ipynb #6fa7a75b
 def cache_root() -> Path:
@@ -263,11 +264,14 @@ def _read_torchvision(copy: Copy) -> Arrays:
 _FORMATS = ("PNG", "JPEG", "WEBP")
 
 
-def _decode(content: bytes, channels: int) -> UInt8[np.ndarray, "h w c"]:
-    """The pixels of one encoded image."""
+def _decode(content: bytes, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "h w c"]:
+    """The pixels of one encoded image. Raises ValueError where it is of another size, before it is decoded."""
+    channels, height, width = shape
     from PIL import Image
 
-    image = Image.open(io.BytesIO(content), formats=_FORMATS)
+    image = Image.open(io.BytesIO(content), formats=_FORMATS)  # reads the header alone
+    if image.size != (width, height):
+        raise ValueError(f"it is {image.size[1]}x{image.size[0]}, not {height}x{width}")
     pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
@@ -280,6 +284,17 @@ def _image_column(names: list[str]) -> str:
     return found[0]
 
 
+def _whole_numbers(column: Any) -> np.ndarray:
+    """A column of a table. Raises ValueError where a value is missing or isn't a whole number."""
+    import pyarrow as pa
+
+    if not pa.types.is_integer(column.type):
+        raise ValueError(f"column `label` holds {column.type}, not whole numbers")
+    if column.null_count:
+        raise ValueError(f"column `label` lacks {column.null_count} of {len(column)} values")
+    return column.to_numpy()
+
+
 def _read_shard(copy: Copy, path: Path) -> Arrays:
     """One parquet file of the Hugging Face hub's export: encoded images in `image.bytes`, classes in `label`."""
     import pyarrow.parquet as pq
@@ -288,18 +303,15 @@ def _read_shard(copy: Copy, path: Path) -> Arrays:
     try:
         table = pq.read_table(path)
         encoded = table.column(_image_column(table.column_names)).combine_chunks().field("bytes")
-        labels = table.column("label").to_numpy()
+        labels = _whole_numbers(table.column("label"))
     except Exception as error:
         raise copy.broken(path, f"not a readable parquet file of images ({error})") from error
     images = np.empty((len(encoded), channels, height, width), dtype=np.uint8)
     for row, content in enumerate(encoded):
         try:
-            pixels = _decode(content.as_py(), channels)
+            pixels = _decode(content.as_py(), (channels, height, width))
         except Exception as error:
             raise copy.broken(path, f"row {row} holds no readable image ({error})") from error
-        if pixels.shape[:2] != (height, width):
-            size = f"{pixels.shape[0]}x{pixels.shape[1]}"
-            raise copy.broken(path, f"row {row} is {size}, not {height}x{width}")
         images[row] = pixels.transpose(2, 0, 1)
     return images, labels
 
@@ -328,11 +340,27 @@ _READERS: dict[str, Callable[[Copy], Arrays]] = {
 
 # %% ../../nbs/data/reading.ipynb #8f72514a
 def sha256(images: np.ndarray | Tensor, labels: np.ndarray | Tensor | None) -> str:
-    """SHA-256, in hexadecimal, of the pixels and then the labels, a byte each."""
-    digest = hashlib.sha256(np.ascontiguousarray(images, dtype=np.uint8))  # no copy of uint8
+    """SHA-256, in hexadecimal, of the pixels and then the labels, a byte each.
+
+    Raises ValueError where one doesn't fit into a byte.
+    """
+    digest = hashlib.sha256(as_bytes(images, "pixels"))
     if labels is not None:
-        digest.update(np.ascontiguousarray(labels, dtype=np.uint8))
+        digest.update(as_bytes(labels, "labels"))
     return digest.hexdigest()
+
+
+def as_bytes(values: np.ndarray | Tensor, what: str) -> UInt8[np.ndarray, "..."]:
+    """Whole numbers from 0 to 255, a byte each; no copy where they are that already.
+
+    Raises ValueError, naming them, where they are others.
+    """
+    given = np.asarray(values)
+    if given.dtype != np.uint8:
+        whole = given.dtype.kind in "iu"
+        if not whole or (given.size and (given.min() < 0 or given.max() > 255)):
+            raise ValueError(f"{what} must be whole numbers from 0 to 255, got {given.dtype}")
+    return np.ascontiguousarray(given, dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -359,7 +387,8 @@ def cut(name: str, part: str, whole: Split) -> Part:
 def _as_split(images: np.ndarray, labels: np.ndarray | None) -> Split:
     """Arrays as tensors. Pixels are copied only where their memory isn't contiguous or may not be written to."""
     pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
-    return Split(pixels, None if labels is None else torch.tensor(labels, dtype=torch.int64))
+    known = None if labels is None else torch.tensor(as_bytes(labels, "labels"), dtype=torch.int64)
+    return Split(pixels, known)
 
 # %% ../../nbs/data/reading.ipynb #517f1fd2
 def _check_arrays(copy: Copy, images: np.ndarray, labels: np.ndarray | None) -> None:
@@ -374,10 +403,13 @@ def _check_arrays(copy: Copy, images: np.ndarray, labels: np.ndarray | None) -> 
     short = len(images) < expected and copy.part != "test"
     if len(images) > expected or not len(images) or short:
         raise copy.broken(copy.main_file, f"holds {len(images)} images, not {expected}")
-    if labels is not None and (
-        len(labels) != len(images) or labels.min() < 0 or labels.max() >= classes
-    ):
-        problem = f"its labels are not {len(images)} numbers from 0 to {classes - 1}"
+    if (labels is None) != (dataset.classes is None):
+        raise copy.broken(copy.main_file, "has no labels" if labels is None else "has labels")
+    if labels is None:
+        return
+    whole = labels.dtype.kind in "iu" and labels.shape == (len(images),)
+    if not whole or labels.min() < 0 or labels.max() >= classes:
+        problem = f"its labels are not {len(images)} whole numbers from 0 to {classes - 1}"
         raise copy.broken(copy.main_file, problem)
 
 
@@ -428,9 +460,10 @@ def _read_decoded_copy(copy: Copy) -> Part | None:
             known = json.loads(file.metadata()["digests"])
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
+            _check_arrays(copy, tensors["images"], tensors.get("labels"))
             whole = _as_split(tensors["images"], tensors.get("labels"))
             part = cut(copy.name, copy.part, whole)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+    except (OSError, SafetensorError, DataError, KeyError, TypeError, ValueError):
         return None
     return part if part.digests == known else None
 
@@ -439,7 +472,7 @@ def _keep_decoded_copy(copy: Copy, part: Part) -> None:
     """Write a part into the user's cache; where that fails, warn and go on."""
     from safetensors.numpy import save_file
 
-    arrays = {k: v.numpy() for k, v in part.whole._asdict().items() if v is not None}
+    arrays = {k: as_bytes(v, k) for k, v in part.whole._asdict().items() if v is not None}
     metadata = {"source": _source_state(copy), "digests": json.dumps(part.digests)}
     path = _decoded_path(copy)
     try:
@@ -461,8 +494,7 @@ def read_decoded(copy: Copy) -> Part:
     if quick or not all(file.is_file() for file in copy.files):
         return read(copy)  # which says so where a file is missing
     sweep(_decoded_path(copy).parent)  # of copies that a killed process left half written
-    part = _read_decoded_copy(copy)
-    if part is None:
+    if (part := _read_decoded_copy(copy)) is None:
         part = read(copy)
         _keep_decoded_copy(copy, part)
     return part

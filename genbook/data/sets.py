@@ -4,14 +4,17 @@
 #| code-fold: true
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from ..fields import OneOf, one_of
+
 # %% auto #0
-__all__ = ['DATASETS', 'Split', 'DataError', 'DataSet', 'data_set']
+__all__ = ['DATASETS', 'Labelled', 'BinaryDigits', 'LabelledDigits', 'Photographs', 'Split', 'DataError', 'DataSet', 'data_set']
 
 # %% ../../nbs/data/sets.ipynb #ba4413ec
 class Split(NamedTuple):
@@ -140,3 +143,14 @@ def data_set(name: str) -> DataSet:
     if name not in DATASETS:
         raise ValueError(f"name={name!r} is no data set; there are {', '.join(DATASETS)}")
     return DATASETS[name]
+
+# %% ../../nbs/data/sets.ipynb #242febf2
+def _such(wanted: Callable[[DataSet], bool]) -> OneOf:
+    """The names of the sets that are wanted."""
+    return one_of(name for name, dataset in DATASETS.items() if wanted(dataset))
+
+
+Labelled = Annotated[str, _such(lambda it: it.classes is not None)]
+BinaryDigits = Annotated[str, _such(lambda it: it.shape == (1, 28, 28) and it.white == 1)]
+LabelledDigits = Annotated[str, _such(lambda it: it.shape == (1, 28, 28) and bool(it.classes))]
+Photographs = Annotated[str, _such(lambda it: it.shape == (3, 32, 32))]

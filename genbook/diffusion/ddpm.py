@@ -12,14 +12,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from .. import runs
-from ..data import Splits
+from .. import fields, runs
+from ..data import Photographs, Splits
 from .derivation import Diffusion, extract, linear_betas, t_sample
 from .sampling import sample_ancestral, sample_ddim
 from .unet import UNet
@@ -194,26 +195,31 @@ def bound_terms(
 
 # %% ../../nbs/diffusion/ddpm.ipynb #56e311e7
 @dataclass(frozen=True)
-class DDPMRecipe:
+class DDPMRecipe(fields.Checked):
     """Everything that determines a run of a denoising diffusion model."""
 
-    name: str  # of the run and of its folder
-    data: str = "svhn"  # 66,000 images to train on, 7,257 held out of the training part
-    timesteps: int = 1000  # T, the course's
-    dim: int = 32  # channels at full size, the course's
-    mults: tuple[int, ...] = (1, 2, 4, 8)  # the course's: 8.07 million parameters
-    epochs: int = 30  # the course's, of 1,031 steps
-    batch_size: int = 64  # the course's
-    lr: float = 1e-4  # of Adam, the course's, constant
-    ema: float = 0.999  # average of the weights over about 1,000 steps
-    precision: str = "bf16"  # matrix products in bfloat16; "fp32" for none
+    name: fields.Name  # of the run and of its folder
+    data: Photographs = "svhn"  # 66,000 images to train on, 7,257 held out of the training part
+    timesteps: Annotated[int, fields.within(2, 100_000)] = 1000  # T, the course's
+    dim: Annotated[fields.Width, fields.multiple_of(8)] = 32  # channels at full size, the course's
+    mults: Annotated[fields.Sizes, fields.entries(2, 6)] = (
+        1,
+        2,
+        4,
+        8,
+    )  # the course's: 8.07 million parameters
+    epochs: fields.Count = 30  # the course's, of 1,031 steps
+    batch_size: fields.Count = 64  # the course's
+    lr: fields.Rate = 1e-4  # of Adam, the course's, constant
+    ema: fields.Decay = 0.999  # average of the weights over about 1,000 steps
+    precision: fields.Precision = "bf16"  # matrix products in bfloat16; "fp32" for none
     channels_last: bool = True  # in memory; with bf16, about half the time of a step
-    sampler_steps: int = 50  # of DDIM, for pictures in training and for the metrics
-    samples: int = 128  # that the metrics look at, 64 of them for neighbours
-    eval_images: int = 2000  # of the validation and test sets, for the loss
-    bound_images: int = 1000  # for the bound's first term; the t-th has 1 / t of them
-    sample_epochs: tuple[int, ...] = (1, 5, 10, 15, 20, 25, 30)  # pictures are kept
-    seed: int = 0  # of the weights, the order of the images and the noise
+    sampler_steps: fields.Count = 50  # of DDIM, for pictures in training and for the metrics
+    samples: fields.Several = 128  # that the metrics look at, 64 of them for neighbours
+    eval_images: fields.Several = 2000  # of the validation and test sets, for the loss
+    bound_images: fields.Several = 1000  # for the bound's first term; the t-th has 1 / t of them
+    sample_epochs: fields.Moments = (1, 5, 10, 15, 20, 25, 30)  # pictures are kept
+    seed: fields.Seed = 0  # of the weights, the order of the images and the noise
 
     def smoke(self) -> "DDPMRecipe":
         """The same recipe on toy house numbers: a tiny network, few steps, one epoch."""

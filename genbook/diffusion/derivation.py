@@ -43,13 +43,13 @@ def discretised_nll(
     Source: Ho, Jain and Abbeel (2020), equation 13.
     """
     if x.shape != mean.shape:
-        raise ValueError(
-            f"mean must have the shape of x, {tuple(x.shape)}, got {tuple(mean.shape)}"
-        )
+        raise ValueError(f"mean must be of shape {tuple(x.shape)}, got {tuple(mean.shape)}")
     if not (x.abs() <= 1 + 1e-4).all():
         raise ValueError(
             f"x must lie in [-1, 1] (see scale_pixels), got {x.min().item()} to {x.max().item()}"
         )
+    if not (torch.as_tensor(std) > 0).all():
+        raise ValueError(f"std must be above 0, got {std}")
     half = 1 / 255
     upper, lower = (x + half - mean) / std, (x - half - mean) / std
     # In the upper tail both values of Φ round to 1. Mirrored, they keep their digits.

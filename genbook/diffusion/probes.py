@@ -11,14 +11,15 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .. import runs
-from ..data import Splits
+from .. import fields, runs
+from ..data import Photographs, Splits
 from ..descent import in_precision
 from .ddpm import DDPM
 from .sampling import denoise_from, sample_adams, sample_ddim
@@ -38,6 +39,7 @@ SAMPLERS = {  # name -> sampler of a model's noise from x_T in so many steps
     "ddim": sample_ddim,
     "adams": sample_adams,
 }
+_Sampler = tuple[Annotated[str, fields.one_of(SAMPLERS)], fields.Count]  # and its calls
 
 
 @torch.no_grad()
@@ -138,31 +140,31 @@ def unet_features(
 
 # %% ../../nbs/diffusion/probes.ipynb #0d336178
 @dataclass(frozen=True)
-class ProbesRecipe:
+class ProbesRecipe(fields.Checked):
     """What is measured on a recorded model, of which nothing changes."""
 
-    name: str  # of the record and of its folder
+    name: fields.Name  # of the record and of its folder
     model: str  # the recorded diffusion model
     judge: str = "svhn-classifier"  # the recorded classifier that looks at images
     vae: str = "vae-svhn"  # its posterior means are compared with the network's features
-    data: str = "svhn"
-    samplers: tuple[tuple[str, int], ...] = (  # a name of `SAMPLERS`, calls of the network
+    data: Photographs = "svhn"
+    samplers: tuple[_Sampler, ...] = (  # a name of `SAMPLERS`, calls of the network
         *((name, steps) for name in SAMPLERS for steps in (5, 10, 20, 50, 100)),
         ("ancestral", 1000),
     )
-    samples: int = 256  # of each sampler
-    references: int = 2000  # test images, and as many training images
-    noised_at: tuple[int, ...] = (
+    samples: fields.Several = 256  # of each sampler
+    references: fields.Several = 2000  # test images, and as many training images
+    noised_at: tuple[fields.Count, ...] = (
         25, 50, 100, 150, 200, 250, 300, 350, 400, 450, 500, 600, 700, 800, 900, 1000,
     )  # fmt: skip
-    stride: int = 10  # steps that one call goes back, at most
-    returned: int = 256  # test images that are noised and brought back
-    looked_at: tuple[int, ...] = (0, 50, 100, 200, 400)  # steps of the features
+    stride: fields.Count = 10  # steps that one call goes back, at most
+    returned: fields.Several = 256  # test images that are noised and brought back
+    looked_at: fields.Moments = (0, 50, 100, 200, 400)  # steps of the features
     untrained: bool = False  # look into the network before its training as well
-    side: int = 4  # places along a side that features are averaged to
-    probed: tuple[int, int, int] = (5000, 1000, 2000)  # images to fit, select and test
-    precision: str = "bf16"  # of the network; "fp32" for none
-    seed: int = 0  # of all noise
+    side: fields.Width = 4  # places along a side that features are averaged to
+    probed: fields.Parts = (5000, 1000, 2000)  # images to fit, select and test
+    precision: fields.Precision = "bf16"  # of the network; "fp32" for none
+    seed: fields.Seed = 0  # of all noise
 
     def smoke(self) -> "ProbesRecipe":
         """The same on toy house numbers and the toy model: few images, few steps."""
@@ -182,7 +184,7 @@ class ProbesRecipe:
         )
 
 
-_SVHN = ProbesRecipe("ddpm-svhn-compact-probes", "ddpm-svhn-compact", untrained=True)
+_SVHN = ProbesRecipe("ddpm-svhn-compact-probes", "ddpm-svhn-compact")
 _FULL = ProbesRecipe(  # an image costs more here, so there are fewer of them, and fewer settings
     "ddpm-svhn-probes",
     "ddpm-svhn",

@@ -23,7 +23,20 @@ from torch import Tensor, nn
 
 from .. import runs
 from ..data import Splits
+from ..data.sets import LabelledDigits
 from ..families import Family, Headline, Job, Made, fit_recipe
+from genbook.fields import (
+    Checked,
+    Count,
+    Decay,
+    Moments,
+    Name,
+    Precision,
+    Rate,
+    Seed,
+    Several,
+    Width,
+)
 from ..images import as_levels, scale_pixels
 from ..judges.classifier import class_probabilities
 from ..measures import entropy
@@ -247,21 +260,21 @@ def build_classifier(
 
 # %% ../../nbs/gan/minimax.ipynb #06ccc937
 @dataclass(frozen=True)
-class GANRecipe:
+class GANRecipe(Checked):
     """Everything that determines a run of a minimax GAN."""
 
-    name: str  # of the run and of its folder
-    data: str = "mnist"  # grey digits; all 60,000 of the training part
-    latent: int = 100  # L, the course's
+    name: Name  # of the run and of its folder
+    data: LabelledDigits = "mnist"  # grey digits; all 60,000 of the training part
+    latent: Width = 100  # L, the course's
     saturating: bool = False  # the generator descends log(1 − D), else −log D
-    epochs: int = 200  # the course's
-    batch_size: int = 64  # the course's
-    lr: float = 2e-4  # the course's, constant
-    betas: tuple[float, float] = (0.5, 0.999)  # of Adam, customary for GANs
-    precision: str = "bf16"  # matrix products in bfloat16; "fp32" for none
-    sample_epochs: tuple[int, ...] = (0, 1, 5, 20, 50, 100, 200)  # pictures are kept
-    eval_samples: int = 10_000  # of the generator, for its final figures
-    seed: int = 0  # of the weights, the order of the images and the noise
+    epochs: Count = 200  # the course's
+    batch_size: Several = 64  # the course's
+    lr: Rate = 2e-4  # the course's, constant
+    betas: tuple[Decay, Decay] = (0.5, 0.999)  # of Adam, customary for GANs
+    precision: Precision = "bf16"  # matrix products in bfloat16; "fp32" for none
+    sample_epochs: Moments = (0, 1, 5, 20, 50, 100, 200)  # pictures are kept
+    eval_samples: Several = 10_000  # of the generator, for its final figures
+    seed: Seed = 0  # of the weights, the order of the images and the noise
 
     def smoke(self) -> "GANRecipe":
         """The same recipe on toy digits: two short epochs and few samples."""

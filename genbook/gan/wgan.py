@@ -20,7 +20,21 @@ from torch import Tensor, nn
 
 from .. import runs
 from ..data import Splits
+from ..data.sets import Photographs
 from ..families import Family, Headline, Job, Made, fit_recipe
+from genbook.fields import (
+    Checked,
+    Count,
+    Decay,
+    Moments,
+    Name,
+    Precision,
+    Rate,
+    Seed,
+    Several,
+    Weight,
+    Width,
+)
 from .critics import between, lp_reg, slopes_and_scores, vf_wasserstein_distance
 from .smooth_layers import HalvingConv2d, LeakyReLU
 from ..images import nearest, roughness, scale_pixels, show_pixels, with_neighbours
@@ -207,24 +221,24 @@ def update_batch_statistics(
 
 # %% ../../nbs/gan/wgan.ipynb #302ab6f8
 @dataclass(frozen=True)
-class WGANRecipe:
+class WGANRecipe(Checked):
     """Everything that determines a run of a WGAN with a Lipschitz penalty."""
 
-    name: str  # of the run and of its folder
-    data: str = "svhn"  # 66,000 images to train on, 7,257 held out of the training part
-    latent: int = 100  # L, the course's
-    width: int = 64  # the course's: 64, 128, 256 channels
-    penalty_weight: float = 10.0  # λ, the course's
-    critic_steps: int = 5  # for each step of the generator, the course's
-    epochs: int = 49  # of 1,031 critic steps: 50,519 critic steps, 10,103 generator steps
-    batch_size: int = 64  # the course's
-    lr: float = 1e-4  # the course's, constant
-    betas: tuple[float, float] = (0.5, 0.9)  # of Adam, the course's
-    ema: float = 0.999  # average of the weights over about 1,000 generator steps
-    precision: str = "bf16"  # matrix products in bfloat16; "fp32" for none
+    name: Name  # of the run and of its folder
+    data: Photographs = "svhn"  # 66,000 images to train on, 7,257 held out of the training part
+    latent: Width = 100  # L, the course's
+    width: Width = 64  # the course's: 64, 128, 256 channels
+    penalty_weight: Weight = 10.0  # λ, the course's
+    critic_steps: Count = 5  # for each step of the generator, the course's
+    epochs: Count = 49  # of 1,031 critic steps: 50,519 critic steps, 10,103 generator steps
+    batch_size: Several = 64  # the course's
+    lr: Rate = 1e-4  # the course's, constant
+    betas: tuple[Decay, Decay] = (0.5, 0.9)  # of Adam, the course's
+    ema: Decay = 0.999  # average of the weights over about 1,000 generator steps
+    precision: Precision = "bf16"  # matrix products in bfloat16; "fp32" for none
     channels_last: bool = True  # in memory: faster convolutions
-    sample_steps: tuple[int, ...] = (0, 100, 200, 1000, 2000, 16000, 30000)  # pictures
-    seed: int = 0  # of the weights, the order of the images and the noise
+    sample_steps: Moments = (0, 100, 200, 1000, 2000, 16000, 30000)  # pictures
+    seed: Seed = 0  # of the weights, the order of the images and the noise
 
     def smoke(self) -> "WGANRecipe":
         """The same recipe on toy house numbers, narrow and for one short epoch."""

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,20 @@ from torch import Tensor, nn
 
 from .. import runs
 from ..data import Splits
+from ..data.sets import Photographs
 from ..families import Family, Headline, Job, Made, fit_recipe
+from genbook.fields import (
+    Checked,
+    Count,
+    Name,
+    Precision,
+    Rate,
+    Seed,
+    Several,
+    Weight,
+    Width,
+    in_unit,
+)
 from ..images import scale_pixels
 from ..measures import in_double, total_variation
 from ..randomness import own_randomness
@@ -127,20 +141,20 @@ def class_features(
 
 # %% ../../nbs/judges/classifier.ipynb #85a514b1
 @dataclass(frozen=True)
-class ClassifierRecipe:
+class ClassifierRecipe(Checked):
     """Everything that determines a run of the classifier."""
 
-    name: str  # of the run and of its folder
-    data: str = "svhn"  # 66,000 images to train on, 7,257 held out of the training part
-    width: int = 32  # 32, 64 and 128 channels
-    features: int = 128  # units of the last hidden layer
-    epochs: int = 10
-    batch_size: int = 128
-    lr: float = 3e-3  # the largest, three tenths of the way in; then to zero
-    weight_decay: float = 0.05  # of AdamW
-    precision: str = "bf16"  # matrix products in bfloat16; "fp32" for none
+    name: Name  # of the run and of its folder
+    data: Photographs = "svhn"  # 66,000 images to train on, 7,257 held out of the training part
+    width: Width = 32  # 32, 64 and 128 channels
+    features: Width = 128  # units of the last hidden layer
+    epochs: Count = 10
+    batch_size: Several = 128
+    lr: Rate = 3e-3  # the largest, three tenths of the way in; then to zero
+    weight_decay: Weight = 0.05  # of AdamW
+    precision: Precision = "bf16"  # matrix products in bfloat16; "fp32" for none
     channels_last: bool = True  # in memory: faster convolutions
-    seed: int = 0  # of the weights, the order of the images and the noise
+    seed: Seed = 0  # of the weights, the order of the images and the noise
 
     def smoke(self) -> "ClassifierRecipe":
         """The same recipe on toy house numbers, narrow and for two short epochs."""
@@ -163,9 +177,9 @@ RECIPES: dict[str, ClassifierRecipe] = {"svhn-classifier": ClassifierRecipe("svh
 # %% ../../nbs/judges/classifier.ipynb #0069e706
 #| code-fold: true
 def calibration(
-    confidence: Float[Tensor, "n"],
-    right: Float[Tensor, "n"],
-    bins: int = 10,
+    confidence: Annotated[Float[Tensor, "n"], in_unit],
+    right: Annotated[Float[Tensor, "n"], in_unit],
+    bins: Count = 10,
 ) -> float:
     """Mean distance of confidence and share of right answers, over bins of confidence.
 

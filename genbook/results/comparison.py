@@ -7,10 +7,11 @@ __all__ = ['RECIPES', 'FAMILY', 'record', 'build', 'evaluate', 'ComparisonRecipe
 # %% ../../nbs/results/comparison.ipynb #7afc165a
 #| code-fold: true
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, UInt8
@@ -19,8 +20,10 @@ from tqdm.auto import tqdm
 
 from .. import runs
 from ..data import Splits
+from ..data.sets import Labelled
 from ..descent import in_precision
 from ..families import Family, Headline, Job, Made, Measured, family_of
+from ..fields import Checked, Count, Name, Precision, Seed, Several, at_least
 from ..gan.minimax import build_classifier
 from ..images import as_levels, roughness, scale_pixels
 from ..judges.classifier import class_features, class_probabilities
@@ -40,7 +43,7 @@ from ..viz import to_png
 
 # %% ../../nbs/results/comparison.ipynb #31b52b51
 @dataclass(frozen=True)
-class ComparisonRecipe:
+class ComparisonRecipe(Checked):
     """What is measured on several recorded models; nothing is trained. ValueError is raised
     where "test" isn't among the sets, and for fewer than 16 samples.
 
@@ -50,22 +53,21 @@ class ComparisonRecipe:
     has the name that `genbook train NAME --set seed=1` gives it, "NAME+seed=1".
     """
 
-    name: str  # of the record and of its folder
-    data: str  # whose test images the others are compared with
+    name: Name  # of the record and of its folder
+    data: Labelled  # whose test images the others are compared with
     judge: str  # the recorded run whose classifier names the digits
     sets: tuple[str, ...]  # "test" among them, and "train" and "others" for the floor
     judges: tuple[str, ...] = ()  # of how images look: they passed their examination
-    fitted: int = 5000  # training images for axes and scales of these
-    samples: int = 2000  # images in every set
-    resamples: int = 100  # pairs of halves for the intervals
-    precision: str = "bf16"  # of the networks that draw images; "fp32" for none
-    seed: int = 0  # of all noise
+    fitted: Several = 5000  # training images for axes and scales of these
+    samples: Annotated[Count, at_least(16)] = 2000  # images in every set
+    resamples: Several = 100  # pairs of halves for the intervals
+    precision: Precision = "bf16"  # of the networks that draw images; "fp32" for none
+    seed: Seed = 0  # of all noise
 
-    def __post_init__(self):
+    def disagreements(self) -> Iterable[str]:
+        """The others are compared with test images."""
         if "test" not in self.sets:
-            raise ValueError(f"sets must hold 'test', got {self.sets}")
-        if self.samples < 16:
-            raise ValueError(f"samples must be at least 16, got {self.samples}")
+            yield f"sets must hold 'test', got {self.sets}"
 
     def smoke(self) -> "ComparisonRecipe":
         """The same with few images, judged against toy data, of what lies beside the book."""
@@ -165,7 +167,7 @@ def chosen(
     train: UInt8[Tensor, "m1 c h w"],
     valid: UInt8[Tensor, "m2 c h w"],
     test: UInt8[Tensor, "m3 c h w"],
-    n: int,
+    n: Count,
     seed: int = 0,
 ) -> dict[str, UInt8[Tensor, "n c h w"]]:
     """`n` images each at random: "train", "valid", "test", and "others" of the test set.

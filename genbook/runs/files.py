@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import stat
 import struct
 import threading
 from collections.abc import Iterator, Mapping
@@ -51,6 +52,21 @@ def _is_writing(process: int, path: Path) -> bool:
         return False
 
 # %% ../../nbs/runs/files.ipynb #52244c3b
+def _final(path: Path) -> tuple[Path, int | None]:
+    """Where links lead, and who may read the file that lies there, if one does.
+
+    Raises OSError where there is something else than a file: a folder, a device, a pipe.
+    """
+    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return place, None
+    if not stat.S_ISREG(mode):
+        raise OSError(f"{path} is no regular file and is not replaced; name another one")
+    return place, stat.S_IMODE(mode)
+
+
 @contextmanager
 def replacing(
     path: str | Path,  # the file to write; its folder is made where missing
@@ -59,9 +75,11 @@ def replacing(
 
     What the block wrote is flushed to the disk first. A process killed on the way leaves at
     most a file `.NAME.PID.THREAD.tmp` behind, which the next write of this name removes. Where
-    the block fails the old file stays; where it writes nothing, FileNotFoundError is raised.
+    the block fails the old file stays; where it writes nothing, FileNotFoundError is raised. A
+    link is followed, and a file keeps its permissions; an OSError, as on a full disk or at a
+    device, names the file.
     """
-    path = Path(path)
+    path, mode = _final(Path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent, f".{glob.escape(path.name)}.*")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
@@ -69,9 +87,13 @@ def replacing(
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        if mode is not None:
+            os.chmod(temporary, mode)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
     if os.name == "posix":  # the rename itself is on the disk once the folder is
         folder = os.open(path.parent, os.O_RDONLY)

@@ -53,7 +53,10 @@ def _check_replaceable(folder: Path) -> None:
 
 # %% ../../nbs/runs/places.ipynb #aa3c319a
 class Place:
-    """Where a record belongs, and the scratch folder beside it in which it is made."""
+    """Where a record belongs, and the scratch folder beside it in which it is made.
+
+    Raises ValueError where the folder cannot be renamed: the root, or where a disk is mounted.
+    """
 
     def __init__(
         self,

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..fields import Positive
+
 # %% ../../nbs/selfsupervised/collapse.ipynb #35133ce7
 Weight = Float[Tensor, "*#starts"] | Float[np.ndarray, "*#starts"] | float  # of many starts, or one
 
@@ -120,7 +122,7 @@ def fixed_points(
 def survives(
     w: Float[Tensor, "*starts"],
     p: Float[Tensor, "*starts"],
-    a: float,
+    a: Positive,
     c: float = 1.0,
 ) -> Bool[Tensor, "*starts"]:
     """Whether the toy without weight decay, at equal rates, ends away from w = 0.
@@ -132,7 +134,11 @@ def survives(
         p: where the predictor starts.
         a: E[x₁²], the second moment of a view.
         c: E[x₁x₂], what two views share.
+    Raises:
+        ValueError: a start that isn't finite.
     """
+    if not (w.isfinite().all() and p.isfinite().all()):
+        raise ValueError("w and p must be finite: NaN ends nowhere")
     right = (p > 0) | (w.abs() > p.abs())
     return (w != 0) & right & (w**2 - p**2 + (c / a) ** 2 > 0)
 

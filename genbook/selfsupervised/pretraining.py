@@ -11,13 +11,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
 from dataclasses import KW_ONLY, dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from ..data import Splits
+from ..data.sets import Photographs
 from ..descent import in_precision
+from genbook.fields import (
+    Checked,
+    Count,
+    Name,
+    Positive,
+    Precision,
+    Rate,
+    Seed,
+    Several,
+    Weight,
+    Width,
+)
 from ..randomness import own_randomness
 from genbook.selfsupervised.representations import (
     closeness,
@@ -177,26 +191,26 @@ def monitored(found: dict[str, Tensor]) -> dict[str, float]:
 
 # %% ../../nbs/selfsupervised/pretraining.ipynb #f0c7e7a6
 @dataclass(frozen=True)
-class PretrainRecipe(ABC):
+class PretrainRecipe(Checked, ABC):
     """What determines every run without labels, whatever its loss."""
 
-    name: str  # of the run and of its folder
+    name: Name  # of the run and of its folder
     _: KW_ONLY
-    data: str = "cifar10"  # 50,000 images for training; the last 10,000 of them are held out
-    images: str = "train"  # learned from: the other 40,000; or "train+valid", all of them
-    dim: int = 2048  # outputs of the projector, d
-    pred_dim: int = 512  # hidden units of the predictor, where there is one
-    epochs: int = 10  # passes over the images
-    batch_size: int = 256
-    lr: float = 0.12  # for 256 images, in proportion for other batches
-    weight_decay: float = 5e-4
-    k: int = 200  # neighbours that vote
-    temperature: float = 0.1  # of their votes
-    monitored: int = 2000  # images held out that are looked at after each epoch
+    data: Photographs = "cifar10"  # 50,000 to learn from; the last 10,000 are held out
+    images: Literal["train", "train+valid"] = "train"  # learned from: 40,000, or all of them
+    dim: Width = 2048  # outputs of the projector, d
+    pred_dim: Width = 512  # hidden units of the predictor, where there is one
+    epochs: Count = 10  # passes over the images
+    batch_size: Several = 256
+    lr: Rate = 0.12  # for 256 images, in proportion for other batches
+    weight_decay: Weight = 5e-4
+    k: Count = 200  # neighbours that vote
+    temperature: Positive = 0.1  # of their votes
+    monitored: Several = 2000  # images held out that are looked at after each epoch
     keep_weights: bool = False  # or only what the figures come from
-    precision: str = "bf16"  # matrix products in bfloat16; "fp32" for none
+    precision: Precision = "bf16"  # matrix products in bfloat16; "fp32" for none
     channels_last: bool = True  # in memory: faster convolutions
-    seed: int = 0  # of the weights, the order of the images and the views
+    seed: Seed = 0  # of the weights, the order of the images and the views
 
     @abstractmethod
     def model(self) -> nn.Module:
@@ -225,15 +239,9 @@ def learned_from(
     recipe: PretrainRecipe,
     splits: Splits,
 ) -> tuple[UInt8[Tensor, "n 3 side side"], Int64[Tensor, "n"]]:
-    """The images that a run learns from, and their labels: neighbours are found among them.
-
-    Raises:
-        ValueError: a recipe whose `images` are neither "train" nor "train+valid".
-    """
+    """The images that a run learns from, and their labels: neighbours are found among them."""
     if recipe.images == "train":
         return splits.train.images, splits.train.labels
-    if recipe.images != "train+valid":
-        raise ValueError(f"images must be 'train' or 'train+valid', got {recipe.images!r}")
     return everything(splits)
 
 

@@ -7,9 +7,10 @@ __all__ = ['HEAVIER', 'METHODS', 'NEAREST', 'RECIPES', 'FAMILY', 'train', 'build
 
 # %% ../../nbs/selfsupervised/relatives.ipynb #7bec8584
 #| code-fold: true
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..families import Family, Headline
+from ..fields import Count, one_of
 from ..randomness import own_randomness
 from .encoder import check_views, predictor, projector, resnet18
 from .judging import figures, portrait, pretrain
@@ -247,40 +249,7 @@ def directional(augment: Callable[[Tensor], Tensor], tiles: int = 4) -> Callable
     return of
 
 # %% ../../nbs/selfsupervised/relatives.ipynb #ab77beb2
-@dataclass(frozen=True)
-class RelativeRecipe(PretrainRecipe):
-    """What determines a run of one of SimSiam's relatives.
-
-    The constants of the losses, and the momentum of BYOL, are their functions' defaults.
-    """
-
-    method: str  # a name of `METHODS`
-    _: KW_ONLY
-    tiles: int = 4  # along a side, where heavy views are cut up
-    epochs: int = 5  # passes over the images
-
-    def model(self) -> nn.Module:
-        """The untrained model, its weights drawn from the seed.
-
-        Raises:
-            ValueError: a method that is none of `METHODS`.
-        """
-        if self.method not in METHODS:
-            told = ", ".join(METHODS)
-            raise ValueError(f"method must be one of {told}, got {self.method!r}")
-        with own_randomness(self.seed):
-            return METHODS[self.method](self)
-
-    def objective(self) -> Callable:
-        """What `training.fit` minimises: the method's loss on its kind of views."""
-        if self.method == "dssl":
-            return directional(Augmentation(), self.tiles)
-        if self.method == "simsiam-heavy":
-            return two_views(heavily(Augmentation(), self.tiles))
-        return two_views(HEAVIER.get(self.method, Augmentation()))
-
-
-METHODS: dict[str, Callable[[RelativeRecipe], nn.Module]] = {
+METHODS: dict[str, Callable[["RelativeRecipe"], nn.Module]] = {
     "simsiam": lambda r: SimSiam(resnet18, r.dim, r.pred_dim),
     "simsiam-heavy": lambda r: SimSiam(resnet18, r.dim, r.pred_dim),
     "simsiam-colours": lambda r: SimSiam(resnet18, r.dim, r.pred_dim),
@@ -291,6 +260,37 @@ METHODS: dict[str, Callable[[RelativeRecipe], nn.Module]] = {
     "vicreg": lambda r: Twins(r.dim, vicreg_loss, last_norm=False),
     "simclr": lambda r: Twins(r.dim, nt_xent_loss, last_norm=False),
 }
+
+
+@dataclass(frozen=True)
+class RelativeRecipe(PretrainRecipe):
+    """What determines a run of one of SimSiam's relatives.
+
+    The constants of the losses, and the momentum of BYOL, are their functions' defaults.
+    """
+
+    method: Annotated[str, one_of(METHODS)]  # a name of `METHODS`
+    _: KW_ONLY
+    tiles: Count = 4  # along a side, where heavy views are cut up
+    epochs: Count = 5  # passes over the images
+
+    def disagreements(self) -> Iterable[str]:
+        """Tiles fill the side of an image."""
+        if 32 % self.tiles:
+            yield f"tiles must divide the side of 32 pixels, got {self.tiles}"
+
+    def model(self) -> nn.Module:
+        """The untrained model, its weights drawn from the seed."""
+        with own_randomness(self.seed):
+            return METHODS[self.method](self)
+
+    def objective(self) -> Callable:
+        """What `training.fit` minimises: the method's loss on its kind of views."""
+        if self.method == "dssl":
+            return directional(Augmentation(), self.tiles)
+        if self.method == "simsiam-heavy":
+            return two_views(heavily(Augmentation(), self.tiles))
+        return two_views(HEAVIER.get(self.method, Augmentation()))
 
 # %% ../../nbs/selfsupervised/relatives.ipynb #55cf3499
 _ALONE = (

@@ -38,7 +38,7 @@ def knn_votes(
         memory: bytes that a table of similarities may take.
     Raises:
         ValueError: k is below 1 or larger than the bank, a temperature that is not
-            positive, features of different numbers, or a label that is no class.
+            positive, features of different numbers or not finite, or a label that is no class.
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"k must be from 1 to the {len(bank)} images of the bank, got {k}")
@@ -51,6 +51,9 @@ def knn_votes(
         )
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels must be 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
+    for name, features in (("bank", bank), ("queries", queries)):
+        if not features.isfinite().all():
+            raise ValueError(f"{name} must be finite: NaN has no neighbours")
     bank = F.normalize(bank, dim=1)
     queries = F.normalize(queries, dim=1)
     rows = max(1, memory // (len(bank) * bank.element_size()))
@@ -69,8 +72,10 @@ def spread(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """Standard deviation over images of ℓ²-normalised outputs, its mean over dimensions.
 
     1/√d for directions spread evenly over the sphere, 0 for a collapsed network
-    ({eq}`eq-spread`).
+    ({eq}`eq-spread`). Raises ValueError where there are fewer than two images.
     """
+    if len(z) < 2:
+        raise ValueError(f"z must hold the outputs of at least two images, got {len(z)}")
     return F.normalize(z, dim=1).std(0, unbiased=False).mean()
 
 # %% ../../nbs/selfsupervised/representations.ipynb #4f42d2d5

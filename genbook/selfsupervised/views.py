@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from ..fields import Amount, Count
 from ..likelihoods import at_hand
 
 # %% ../../nbs/selfsupervised/views.ipynb #1a0c99c1
@@ -21,8 +22,8 @@ Boxes = tuple[Tensor, Tensor, Tensor, Tensor]  # top, left, height and width of 
 
 
 def draw_boxes(
-    n: int,
-    side: int,
+    n: Amount,
+    side: Count,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     device: "str | torch.device" = "cpu",
@@ -176,9 +177,13 @@ def jitter(
         x: images in [0, 1].
         factors: of the four of `ADJUSTMENTS`, per image.
         order: a permutation of 0 … 3 per image: which of the four comes first, second, ….
+    Raises:
+        ValueError: an order that is no permutation, where it can be looked at without a wait.
     """
     if not at_hand(x):
         return _jitter_all(x, factors, order)
+    if not (order.sort(1).values == torch.arange(4)).all():
+        raise ValueError("order must be a permutation of 0, 1, 2, 3 for each image")
     x = x.clone()
     for place in range(4):
         for which, adjust in enumerate(ADJUSTMENTS):

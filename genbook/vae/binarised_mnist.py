@@ -13,17 +13,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from .. import runs
+from .. import fields, runs
 from ..data import Splits
+from ..data.sets import BinaryDigits
+from ..descent import OPTIMIZERS, SCHEDULES
 from ..divergences import kl_gaussian_gaussian_analytic
 from ..families import Family, Headline, Job, Made, fit_recipe
-from ..likelihoods import log_likelihood_bernoulli_logits
+from ..likelihoods import at_hand, log_likelihood_bernoulli_logits
 from ..randomness import own_randomness
 from .elbo import LatentModel, elbo_terms
 from .importance import importance_log_likelihood, iwae_bound
@@ -41,7 +43,7 @@ def activation_layer(name: str) -> type[nn.Module]:
 
 
 def mlp(
-    sizes: tuple[int, ...],
+    sizes: Annotated[fields.Sizes, fields.entries(2)],
     activation: str,
 ) -> nn.Sequential:
     """Linear layers of the given sizes with an activation between them, none after the last.
@@ -139,7 +141,12 @@ class BernoulliVAE(nn.Module):
         x: Num[Tensor, "batch c h w"],
         z: Float[Tensor, "batch *samples latent"],
     ) -> Float[Tensor, "batch *samples"]:
-        """log p(x|z) in nats for z `(B, L)` or, with K draws an image, `(B, K, L)`."""
+        """log p(x|z) in nats for z `(B, L)` or, with K draws an image, `(B, K, L)`.
+
+        Raises ValueError for grey levels of 0 to 255, where that can be seen without a wait.
+        """
+        if at_hand(x) and x.numel() and not 0 <= x.min() <= x.max() <= 1:
+            raise ValueError(f"x must lie in [0, 1], got values up to {x.max().item():g}")
         x = x.repeat_interleave(z.shape[1], 0) if z.ndim == 3 else x
         return log_likelihood_bernoulli_logits(self.decode(z.flatten(0, -2)), x).view(z.shape[:-1])
 
@@ -204,34 +211,34 @@ def unscaled_noise_objective(
 
 # %% ../../nbs/vae/binarised-mnist.ipynb #7076031e
 @dataclass(frozen=True)
-class VAERecipe:
+class VAERecipe(fields.Checked):
     """Everything that determines a run of a Bernoulli VAE."""
 
-    name: str  # of the run and of its folder
-    data: str = "binarized_mnist"  # the fixed binarisation, 50,000 images to train on
-    network: str = "mlp"  # or "conv": two convolutions before the hidden layers
-    hidden: tuple[int, ...] = (300, 300)  # widths of the linear layers, encoder's order
-    channels: int = 32  # of the convolutions, when there are any
-    activation: str = "elu"  # a key of ACTIVATIONS
-    latent: int = 100  # L
+    name: fields.Name  # of the run and of its folder
+    data: BinaryDigits = "binarized_mnist"  # the fixed binarisation, 50,000 images to train on
+    network: Literal["mlp", "conv"] = "mlp"  # or "conv": two convolutions before the hidden layers
+    hidden: fields.Layers = (300, 300)  # widths of the linear layers, encoder's order
+    channels: fields.Width = 32  # of the convolutions, when there are any
+    activation: Annotated[str, fields.one_of(ACTIVATIONS)] = "elu"  # a key of ACTIVATIONS
+    latent: fields.Width = 100  # L
     logit_offset: float = 5.0  # the course's decoder starts from black images
-    bound: str = "elbo"  # what is maximised; or "iwae", or "unscaled-noise", an erratum
-    kl: str = "analytic"  # "mc": mean over reparameterised samples
-    kl_samples: int = 1  # how many, with "mc"
-    beta: float = 1.0  # weight of the KL in the loss
-    samples: int = 1  # K of the bound "iwae"
+    bound: Literal["elbo", "iwae", "unscaled-noise"] = "elbo"  # maximised; the last is an erratum
+    kl: Literal["analytic", "mc"] = "analytic"  # "mc": mean over reparameterised samples
+    kl_samples: fields.Count = 1  # how many, with "mc"
+    beta: fields.Weight = 1.0  # weight of the KL in the loss
+    samples: fields.Count = 1  # K of the bound "iwae"
     start: str = ""  # a recorded run whose weights this one starts from
-    epochs: int = 20  # the course's
-    batch_size: int = 64  # the course's
-    optimizer: str = "adam"  # or "adamw"
-    lr: float = 3e-4  # where the schedule's factor is 1
-    schedule: str = "constant"  # or "cosine", "one-cycle"
-    weight_decay: float = 0.0  # decoupled, with "adamw"
-    ema: float = 0.0  # decay of the averaged weights that are evaluated and kept; 0: none
-    precision: str = "fp32"  # "bf16": matrix products in bfloat16
-    eval_samples: int = 200  # K of the estimate of log p(x) on test images
-    sample_epochs: tuple[int, ...] = (0, 20)  # pictures of samples are kept at these
-    seed: int = 0  # of the weights, the order of the images and the noise
+    epochs: fields.Count = 20  # the course's
+    batch_size: fields.Count = 64  # the course's
+    optimizer: Annotated[str, fields.one_of(OPTIMIZERS)] = "adam"  # or "adamw"
+    lr: fields.Rate = 3e-4  # where the schedule's factor is 1
+    schedule: Annotated[str, fields.one_of(SCHEDULES)] = "constant"  # or "cosine", "one-cycle"
+    weight_decay: fields.Weight = 0.0  # decoupled, with "adamw"
+    ema: fields.Decay = 0.0  # decay of the averaged weights that are evaluated and kept; 0: none
+    precision: fields.Precision = "fp32"  # "bf16": matrix products in bfloat16
+    eval_samples: fields.Count = 200  # K of the estimate of log p(x) on test images
+    sample_epochs: fields.Moments = (0, 20)  # pictures of samples are kept at these
+    seed: fields.Seed = 0  # of the weights, the order of the images and the noise
 
     def smoke(self) -> "VAERecipe":
         """The same recipe on toy digits: two short epochs and a small estimate."""
@@ -249,31 +256,21 @@ class VAERecipe:
         )
 
     def model(self) -> BernoulliVAE:
-        """The untrained model, its weights drawn from the seed.
-
-        Raises ValueError where the network or the activation is unknown.
-        """
+        """The untrained model, its weights drawn from the seed."""
         with own_randomness(self.seed):
             if self.network == "mlp":
                 networks = mlp_networks(self.hidden, self.latent, self.activation)
-            elif self.network == "conv":
-                networks = conv_networks(self.channels, self.hidden, self.latent, self.activation)
             else:
-                raise ValueError(f'network must be "mlp" or "conv", got {self.network!r}')
+                networks = conv_networks(self.channels, self.hidden, self.latent, self.activation)
             return BernoulliVAE(*networks, self.latent, self.logit_offset)
 
     def objective(self) -> Objective:
-        """What training minimises: the negative bound of a batch, in nats an image.
-
-        Raises ValueError where the bound is unknown.
-        """
+        """What training minimises: the negative bound of a batch, in nats an image."""
         objectives: dict[str, Objective] = {
             "elbo": partial(elbo_objective, kl=self.kl, kl_samples=self.kl_samples, beta=self.beta),
             "iwae": partial(iwae_objective, num_samples=self.samples),
             "unscaled-noise": unscaled_noise_objective,
         }
-        if self.bound not in objectives:
-            raise ValueError(f"bound must be one of {', '.join(objectives)}, got {self.bound!r}")
         return objectives[self.bound]
 
 # %% ../../nbs/vae/binarised-mnist.ipynb #3f6f2f47

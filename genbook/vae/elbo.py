@@ -99,8 +99,10 @@ def active_units(
     """Which latents have a posterior mean that varies over the images ({eq}`eq-active-units`).
 
     Raises:
-        ValueError: fewer than two images.
+        ValueError: fewer than two images, or means that aren't finite.
     """
     if means.ndim != 2 or len(means) < 2:
         raise ValueError(f"means must be (images, latent), two or more, got {tuple(means.shape)}")
+    if not means.isfinite().all():
+        raise ValueError("means must be finite: of NaN nobody can say whether it varies")
     return means.var(0) > ACTIVE

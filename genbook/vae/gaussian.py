@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -20,7 +20,22 @@ from torch import Tensor
 
 from .. import runs
 from ..data import Splits
+from ..data.sets import Photographs
+from ..descent import OPTIMIZERS
 from ..families import Family, Headline, Job, Made, fit_recipe
+from genbook.fields import (
+    Checked,
+    Count,
+    Moments,
+    Name,
+    Positive,
+    Precision,
+    Rate,
+    Seed,
+    Several,
+    Width,
+    one_of,
+)
 from ..images import nearest, scale_pixels, show_pixels, with_neighbours
 from ..measures import in_double
 from ..randomness import own_randomness
@@ -35,25 +50,25 @@ from ..viz import to_png
 
 # %% ../../nbs/vae/gaussian.ipynb #0b2380bb
 @dataclass(frozen=True)
-class GaussianVAERecipe:
+class GaussianVAERecipe(Checked):
     """Everything that determines a run of a Gaussian VAE."""
 
-    name: str  # of the run and of its folder
-    data: str = "svhn"  # 66,000 images to train on, 7,257 held out of the training part
-    latent: int = 32  # L
-    widths: tuple[int, ...] = (32, 64, 128, 256)  # of the encoder; the decoder mirrored
+    name: Name  # of the run and of its folder
+    data: Photographs = "svhn"  # 66,000 images to train on, 7,257 held out of the training part
+    latent: Width = 32  # L
+    widths: tuple[Width, Width, Width, Width] = (32, 64, 128, 256)  # decoder: mirrored
     learned_variance: bool = False  # one variance of p(x|z) for all pixels, else 1
-    variance_gain: float = 30.0  # Adam's steps of 1e-4 become steps of 3e-3 in log σ²
-    epochs: int = 30  # the course's
-    batch_size: int = 64  # the course's
-    optimizer: str = "adam"  # the course's
-    lr: float = 1e-4  # the course's, constant
-    precision: str = "bf16"  # matrix products in bfloat16; "fp32" for none
+    variance_gain: Positive = 30.0  # Adam's steps of 1e-4 become steps of 3e-3 in log σ²
+    epochs: Count = 30  # the course's
+    batch_size: Count = 64  # the course's
+    optimizer: Annotated[str, one_of(OPTIMIZERS)] = "adam"  # the course's
+    lr: Rate = 1e-4  # the course's, constant
+    precision: Precision = "bf16"  # matrix products in bfloat16; "fp32" for none
     channels_last: bool = True  # in memory; with bf16, less than half the time of a step
-    eval_samples: int = 200  # K of the estimate of log p(x)
-    eval_images: int = 2000  # of the test set that it is made on
-    sample_epochs: tuple[int, ...] = (0, 5, 10, 15, 20, 25, 30)  # pictures are kept
-    seed: int = 0  # of the weights, the order of the images and the noise
+    eval_samples: Count = 200  # K of the estimate of log p(x)
+    eval_images: Several = 2000  # of the test set that it is made on
+    sample_epochs: Moments = (0, 5, 10, 15, 20, 25, 30)  # pictures are kept
+    seed: Seed = 0  # of the weights, the order of the images and the noise
 
     def smoke(self) -> "GaussianVAERecipe":
         """The same recipe on toy house numbers: two short epochs and a small estimate."""
