@@ -325,7 +325,7 @@ class ExaminationRecipe(fields.Checked):
     name: fields.Name  # of the record and of its folder
     data: Labelled = "svhn"  # whose test images are spoiled
     judges: Annotated[tuple[str, ...], fields.entries(1)] = (  # as `judge` knows them
-        "svhn-classifier", "simsiam-cifar10", "patches", "spectra",
+        "svhn-classifier", "simsiam-cifar10", "vicreg-svhn", "patches", "spectra",
     )  # fmt: skip
     blur: Rungs = (1, 2, 4, 8)  # means over 3 × 3 pixels
     noise: Noises = (0.05, 0.1, 0.2, 0.4)  # deviations, on the scale of [−1, 1]

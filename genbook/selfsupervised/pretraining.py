@@ -104,7 +104,8 @@ def _looked_at(
     trunk = copy(model.encoder)  # the same weights, without the projector at its end
     trunk._modules = trunk._modules | {"fc": nn.Identity()}
     for part in images.split(AT_ONCE.get(device.type, ON_A_CARD)):
-        x = torch.cat([view(some) for some in part.to(device).split(VIEWED)])
+        part = part.to(device) if view is plain_view else part  # others are drawn where it lies
+        x = torch.cat([view(some) for some in part.split(VIEWED)]).to(device)
         with in_precision("bf16" if halved else "fp32", device.type):
             features = trunk(x.contiguous(memory_format=torch.channels_last))
             seen = (features, model.encoder.fc(features)) if project else (features,)
@@ -154,7 +155,10 @@ def views_of(
     halved: bool = False,
     seed: int = 0,
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
-    """The projections of two views of each image, the same views for every model."""
+    """The projections of two views of each image, the same views for every model.
+
+    They are drawn where the images lie: another kind of device draws other views.
+    """
     with own_randomness(seed):
         z1, z2 = (
             outputs(model, images, lambda x: normalise(augment(x)), halved)[1] for _ in range(2)
@@ -286,9 +290,10 @@ def watch(
     halved, (known, of_known) = recipe.precision == "bf16", learned_from(recipe, splits)
 
     def look(model, epoch):
+        near = images.to(next(model.parameters()).device)  # where views are quick to draw
         bank, queries = (features_of(model, x, halved) for x in (known, images))
         right = (answers(recipe, bank, of_known, queries) == labels).float().mean()
-        seen = monitor(*views_of(model, images, Augmentation(), halved, recipe.seed))
+        seen = monitor(*views_of(model, near, Augmentation(), halved, recipe.seed))
         return {
             f"{name}_knn": right.item(),
             **{f"{name}_{key}": value for key, value in monitored(seen).items()},
