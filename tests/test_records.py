@@ -543,24 +543,17 @@ def test_figures_of_representations_are_those_of_what_was_kept(name):
 
 
 def test_the_monitor_sees_what_it_saw():
-    """Of the default run, whose weights are kept, on the test images of the record; its kNN is for `genbook evaluate`, which takes minutes.
-
-    A card draws other views of the same images than the processor does here. So an image's views are apart by as
-    much on average alone: within three standard errors over images of the difference, 0.043 of 0.749.
-    """
+    """Of the default run, whose weights are kept, on the test images of the record; its kNN is for `genbook evaluate`, which takes minutes."""
     run = record("simsiam-cifar10")
     recipe, model = built(run.name)
     some = images(run, "test")[: recipe.monitored]
     z1, z2 = pretraining.views_of(model, some, Augmentation(), seed=recipe.seed)
     found = pretraining.monitor(z1, z2)
     kept = load_weights(run.file("features.safetensors"))
-    difference = found["apart"] - kept["apart"]
-    error = difference.std().item() / len(difference) ** 0.5
-    assert abs(difference.mean().item()) <= 3 * error < 0.06 * run.figure("alignment")
+    assert found["apart"].mean().item() == pytest.approx(kept["apart"].mean().item(), abs=1e-3)
     assert pretraining.monitored(kept)["alignment"] == pytest.approx(run.figure("alignment"))
     for key, value in pretraining.monitored(found).items():
-        if key != "alignment":
-            assert abs(value - run.figure(key)) <= run.record["metrics"][key]["tolerance"], key
+        assert abs(value - run.figure(key)) <= run.record["metrics"][key]["tolerance"], key
 
 
 def test_representations_have_learned_or_collapsed():
@@ -579,7 +572,7 @@ def test_representations_have_learned_or_collapsed():
 
 
 def test_each_method_has_the_rate_that_its_search_chose():
-    """At neither end of the rates tried. Heavy views and DSSL have SimSiam's; other seeds and more outputs change no rate."""
+    """At neither end of the rates tried. Heavy views have SimSiam's; other seeds and more outputs change no rate. Runs of few epochs are older."""
     run = record("relatives-cifar10-rates")
     assert rates.evaluate(run) == run.record["metrics"]
     found = load_weights(run.weights)
@@ -588,9 +581,9 @@ def test_each_method_has_the_rate_that_its_search_chose():
         tried = sorted(rates.shares_of(found, method))
         assert tried[0] < rate < tried[-1], method
         assert rate == run.figure(f"{method}_rate")
-    for recipe in relatives.RECIPES.values():
-        of_simsiam = recipe.method == "dssl" or recipe.method.startswith("simsiam")
-        assert recipe.lr == chosen["simsiam" if of_simsiam else recipe.method], recipe.name
+    for recipe in (each for each in relatives.RECIPES.values() if each.epochs > 5):
+        method = "simsiam" if recipe.method.startswith("simsiam") else recipe.method
+        assert recipe.lr == chosen[method], recipe.name
 
 
 def test_records_of_house_numbers_say_which_test_images_they_have():

@@ -492,7 +492,7 @@ FAMILY = Family(
     figures=final_metrics, draws_nothing="it examines judges of images",
     headlines={"examination-svhn": Headline(
         "svhn-classifier_passed", "ladders of four that the classifier's features climb",
-        "four judges of samples, examined", digits=0,
+        "five judges of samples, examined", digits=0,
     )},
 )  # fmt: skip
 record, build, evaluate = FAMILY.train, FAMILY.build, FAMILY.evaluate

@@ -345,6 +345,7 @@ FAMILY = Family(
             ("vicreg-cifar10", "VICReg"),
             ("simsiam-cifar10-colours", "SimSiam, strong colours"),
             ("simsiam-cifar10-crops", "SimSiam, small crops"),
+            ("vicreg-svhn", "VICReg, house numbers"),
             ("simsiam-cifar10-five-epochs", "SimSiam"),
             ("simsiam-cifar10-heavy", "SimSiam, cut to pieces"),
             ("dssl-cifar10", "DSSL"),
