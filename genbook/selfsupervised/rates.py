@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from .. import fields, runs, training
 from ..data import Splits
 from ..data.sets import Photographs
-from ..families import Family, Job, Made, Measured
+from ..families import Family, Headline, Job, Made, Measured
 from ..measures import in_double
 from ..randomness import own_randomness
 from ..recipes import look_up
@@ -262,7 +262,13 @@ FAMILY = Family(
     name="rates",
     recipe=RatesRecipe,
     recipes=RECIPES,
-    headlines={},
+    headlines={
+        "relatives-cifar10-rates": Headline(
+            "simsiam_rate",
+            "rate for 256 images that validation images chose for SimSiam",
+            "five methods, each at rates of one grid",
+        )
+    },
     make=make,
     figures=figures,
     draws_nothing="it holds what short runs of other recipes have shown",

@@ -343,6 +343,11 @@ FAMILY = Family(
             ("barlow-twins-cifar10", "Barlow Twins"),
             ("barlow-twins-cifar10-projector-4096", "Barlow Twins, 4096 outputs"),
             ("vicreg-cifar10", "VICReg"),
+            *(
+                (f"{method}-cifar10-seed-{seed}", f"{what}, seed {seed}")
+                for method, what in (("simclr", "SimCLR"), ("vicreg", "VICReg"))
+                for seed in (1, 2)
+            ),
             ("simsiam-cifar10-colours", "SimSiam, strong colours"),
             ("simsiam-cifar10-crops", "SimSiam, small crops"),
             ("vicreg-svhn", "VICReg, house numbers"),

@@ -177,13 +177,13 @@ class SimSiamRecipe(PretrainRecipe):
 
 # %% ../../nbs/selfsupervised/simsiam.ipynb #e8dd3c6d
 _DEFAULT = SimSiamRecipe("simsiam-cifar10", keep_weights=True)
-_ABLATIONS = {
+_ABLATIONS: dict[str, dict] = {
     "no-stopgrad": {"stop_gradient": False},
     "identity-predictor": {"MLP_mode": "no_pred_mlp"},
     "fixed-predictor": {"MLP_mode": "fixed_random_init"},
     "projector-4096": {"dim": 4096},
 }
-_COURSE = {"images": "train+valid"}  # as the course: nothing is held out
+_COURSE: dict = {"images": "train+valid"}  # as the course: nothing is held out
 
 RECIPES: dict[str, SimSiamRecipe] = {
     recipe.name: recipe
