@@ -7,7 +7,6 @@ __all__ = ['SCHEDULES', 'OPTIMIZERS', 'PRECISIONS', 'epoch_order', 'constant', '
 
 # %% ../nbs/descent.ipynb #e8e2d3ee
 #| code-fold: true
-import difflib
 import hashlib
 import math
 import os
@@ -24,6 +23,7 @@ from accelerate.state import AcceleratorState
 from jaxtyping import Int64, Shaped
 from torch import Tensor, nn
 
+from . import fields
 from genbook.fields import (
     Amount,
     Checked,
@@ -118,9 +118,8 @@ def unknown_name(
 ) -> ValueError:
     """An error that names the argument, what was given, what is allowed, and the nearest of it."""
     names = list(names)
-    nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else ""
-    return ValueError(f"{what} is {name!r}; allowed are {', '.join(map(repr, names))}; {hint}")
+    allowed = ", ".join(map(repr, names))
+    return ValueError(f"{what} is {name!r}; allowed are {allowed}{fields.nearest(name, names)}")
 
 
 def best_device() -> str:

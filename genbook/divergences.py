@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .fields import Count
 from .likelihoods import check_same_shape, sum_features, widen
 
 # %% ../nbs/divergences.ipynb #ae0a58f1
@@ -45,7 +46,7 @@ def kl_gaussian_gaussian_mc(
     logvar_q: Float[Tensor, "batch *features"],
     mu_p: Float[Tensor, "batch *features"],
     logvar_p: Float[Tensor, "batch *features"],
-    num_samples: int = 1,
+    num_samples: Count = 1,
 ) -> Float[Tensor, "batch"]:
     """KL(q‖p) between Gaussians with diagonal covariances, from reparameterised samples of q.
 

@@ -110,8 +110,8 @@ def _asked(function: Callable) -> tuple[inspect.Signature, dict[str, Any]]:
     return signature, found
 
 
-def misfit(function: Callable, args: tuple, kwargs: Mapping[str, Any]) -> str | None:
-    """What is wrong with the arguments of a call: the first mistake, or None."""
+def misfit(function: Callable, args: tuple, kwargs: Mapping[str, Any]) -> tuple[Any, str] | None:
+    """The first argument of a call that doesn't fit, and what is wrong with it; or None."""
     from jaxtyping import jaxtyped
 
     signature, hints = _asked(function)
@@ -122,7 +122,7 @@ def misfit(function: Callable, args: tuple, kwargs: Mapping[str, Any]) -> str | 
     with jaxtyped("context"):
         for name, hint in hints.items():
             if name in given and (told := mistake(given[name], hint, name)):
-                return f"{function.__qualname__}: {told}"
+                return given[name], f"{function.__qualname__}: {told}"
     return None
 
 # %% ../nbs/edge.ipynb #bf3dff64
@@ -143,9 +143,12 @@ def guarded(function: Callable) -> Callable:
             return function(*args, **kwargs)
         _call.inside = True
         try:
-            told = misfit(function, args, kwargs)
-            if told is None:
+            found = misfit(function, args, kwargs)
+            if found is None:
                 return function(*args, **kwargs)
+            value, told = found
+            if torch is None or not isinstance(value, torch.Tensor):
+                raise ValueError(told)
             try:
                 function(*args, **kwargs)
             except Exception as error:

@@ -33,6 +33,7 @@ from genbook.checkpoints import (
 )
 from .data import Splits
 from .descent import gather_processes, on_main
+from .fields import Count
 from .randomness import own_randomness
 from .recipes import look_up
 
@@ -160,7 +161,7 @@ class Family:
         recipe, kept = self.build(run)
         return self.figures(recipe, kept, self.splits(recipe, data_root))
 
-    def sample(self, run: runs.Run, n: int, seed: int = 0) -> Float[Tensor, "n c h w"]:
+    def sample(self, run: runs.Run, n: Count, seed: int = 0) -> Float[Tensor, "n c h w"]:
         """Images of a recorded model, in [0, 1].
 
         Raises:

@@ -92,7 +92,7 @@ def nearest(given: object, names: Iterable[str]) -> str:
     """A question that offers the nearest name; "" where none is near."""
     import difflib
 
-    near = difflib.get_close_matches(str(given)[:100], list(names), n=1, cutoff=0.4)
+    near = difflib.get_close_matches(str(given)[:100], list(names), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 # %% ../nbs/fields.ipynb #2b79b19e

@@ -23,6 +23,8 @@ from matplotlib.rcsetup import cycler
 from PIL import Image
 from torch import Tensor
 
+from .fields import Count
+
 # %% ../nbs/viz.ipynb #603bc3e2
 #| code-fold: true
 INK = "#797979"
@@ -411,8 +413,8 @@ def bars(
 # %% ../nbs/viz.ipynb #53eacaea
 def animation(
     frames: Sequence[bytes],
-    milliseconds: int = 100,
-    hold: int = 2000,
+    milliseconds: Count = 100,
+    hold: Count = 2000,
     colours: int = 32,
 ) -> bytes:
     """A film that loops, from pictures, as an animated PNG.

@@ -479,7 +479,7 @@ def test_equations(genbook, place):
     assert (
         status == 1
         and "already labelled" in err
-        and "did you mean eq-b" in err
+        and "did you mean 'eq-b'" in err
         and "Traceback" not in err
     )
 

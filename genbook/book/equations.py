@@ -5,7 +5,6 @@ __all__ = ['without_code', 'labels', 'Equation', 'coverage', 'listing', 'mark_eq
 
 # %% ../../nbs/book/equations.ipynb #c48ee1e4
 #| code-fold: true
-import difflib
 import html
 import json
 import posixpath
@@ -22,6 +21,7 @@ from genbook.book.reader import (
     split_directives,
     split_names,
 )
+from ..fields import nearest
 
 # %% ../../nbs/book/equations.ipynb #4f815c80
 _LABEL = re.compile(
@@ -112,8 +112,7 @@ def coverage(
     for kind, by_label in claims.items():
         for label, chapter_names in by_label.items():
             if label not in where:
-                near = difflib.get_close_matches(label, where, n=1)
-                hint = f", did you mean {near[0]}?" if near else ""
+                hint = nearest(label, where)
                 problems.append(f"{chapter_names[0]}: {kind} the unknown equation {label}{hint}")
     if problems:
         raise ValueError("\n".join(problems))

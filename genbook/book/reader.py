@@ -8,7 +8,6 @@ __all__ = ['DIRECTIVES', 'split_directives', 'cell_metadata', 'plain_text', 'boo
 # %% ../../nbs/book/reader.ipynb #c929ec6d
 #| code-fold: true
 import ast
-import difflib
 import functools
 import hashlib
 import json
@@ -16,6 +15,8 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..fields import nearest
 
 if TYPE_CHECKING:
     import nbformat
@@ -42,10 +43,7 @@ def split_directives(
         if match := _DIRECTIVE.match(lines.pop(0)):
             name, value = match.groups()
             if name not in DIRECTIVES:
-                near = difflib.get_close_matches(name, DIRECTIVES, n=1)
-                raise ValueError(
-                    f"unknown directive {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
-                )
+                raise ValueError(f"unknown directive {name!r}{nearest(name, DIRECTIVES)}")
             again = name in ("mutant", "survives") and name in directives
             directives[name] = f"{directives[name]}\n{value}" if again else value
     for line in lines:

@@ -56,12 +56,10 @@ class NoisePredictor(nn.Module):
         """Where the model is."""
         return self.unet.stem.weight.device
 
-    def noise(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n c h w"]:
-        """`n` draws of x_T, made on the CPU so that a seed means the same everywhere.
-
-        Raises:
-            ValueError: n below 1.
-        """
+    def noise(
+        self, n: fields.Count, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "n c h w"]:
+        """`n` draws of x_T, made on the CPU: a seed means the same everywhere. ValueError below one."""
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         return torch.randn(n, *self.shape, generator=generator).to(self.device)

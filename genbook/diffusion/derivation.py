@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
+from ..fields import Count
 from ..likelihoods import at_hand
 
 # %% ../../nbs/diffusion/derivation.ipynb #58f8e57c
@@ -145,17 +146,16 @@ def extract(
 
 # %% ../../nbs/diffusion/derivation.ipynb #c11eaa6e
 def t_sample(
-    timesteps: int,
-    batch_size: int,
+    timesteps: Count,
+    batch_size: Count,
     device: torch.device | str | None = None,
 ) -> Int64[Tensor, "batch"]:
     """Steps to train on, uniform on 0, 1, …, T − 1 ({eq}`eq-diffusion-simple`).
 
     Raises ValueError where `timesteps` or `batch_size` is below 1.
     """
-    _check_timesteps(timesteps)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if min(timesteps, batch_size) < 1:
+        raise ValueError("timesteps and batch_size must be at least 1")
     return torch.randint(0, timesteps, (batch_size,), device=device)
 
 # %% ../../nbs/diffusion/derivation.ipynb #48233cac

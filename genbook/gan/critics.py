@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..fields import Count
 from ..likelihoods import at_hand
 
 # %% ../../nbs/gan/critics.ipynb #b936865c
@@ -362,7 +363,7 @@ def make_critic(hidden: int = 256) -> nn.Sequential:
 # %% ../../nbs/gan/critics.ipynb #5ba3b07f
 def distribution1(
     x: float,
-    batch_size: int = 512,
+    batch_size: Count = 512,
 ) -> Iterator[Float[Tensor, "batch 2"]]:
     """Batches without end of points (x, u), u ~ U[0, 1]: a vertical line of length 1.
 

@@ -131,7 +131,7 @@ class GAN(nn.Module):
 
     def draw(
         self,
-        n: int,
+        n: Count,
     ) -> Float[Tensor, "n latent"]:
         """`n` draws of the prior N(0, I), on the model's device.
 
@@ -450,7 +450,7 @@ def make(recipe: GANRecipe, job: Job, splits: Splits) -> Made | None:
     )
 
 
-def draw(recipe: GANRecipe, played: Played, n: int) -> Float[Tensor, "n 1 28 28"]:
+def draw(recipe: GANRecipe, played: Played, n: Count) -> Float[Tensor, "n 1 28 28"]:
     """`n` images of a generator, in [0, 1]."""
     return 0.5 * (played.model.sample(n) + 1)
 

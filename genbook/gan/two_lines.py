@@ -52,7 +52,7 @@ def generator_signal(
     objective: str,
     theta: float,
     critic: nn.Module,
-    samples: int = 2_000,
+    samples: Count = 2_000,
 ) -> float:
     """The derivative by θ of a fixed critic's value ({eq}`eq-generator-signal`).
 

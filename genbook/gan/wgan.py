@@ -142,7 +142,7 @@ class WGAN(nn.Module):
 
     def draw(
         self,
-        n: int,
+        n: Count,
     ) -> Float[Tensor, "n latent"]:
         """`n` draws of the prior N(0, I), on the model's device.
 
@@ -447,7 +447,7 @@ def make(recipe: WGANRecipe, job: Job, splits: Splits) -> Made | None:
     return made
 
 
-def draw(recipe: WGANRecipe, model: WGAN, n: int) -> Float[Tensor, "n 3 32 32"]:
+def draw(recipe: WGANRecipe, model: WGAN, n: Count) -> Float[Tensor, "n 3 32 32"]:
     """`n` images of a generator, in [0, 1]."""
     return show_pixels(model.sample(n))
 

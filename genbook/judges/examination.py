@@ -147,7 +147,7 @@ def _smooth(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
 
 def laplacian_pyramid(
     x: Float[Tensor, "n c h w"],
-    levels: int = 3,
+    levels: fields.Count = 3,
 ) -> list[Float[Tensor, "n c _h _w"]]:
     """What is seen of images at each size, from the finest ({eq}`eq-examination-pyramid`).
 

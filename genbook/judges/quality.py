@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from ..fields import Count
 from ..images import nearest, scale_pixels
 from ..measures import halves, in_double, interval_of
 
@@ -121,7 +122,7 @@ def _share_within(points, centres, k):
 def precision_recall(
     real: Float[Tensor, "n d"],
     fake: Float[Tensor, "m d"],
-    k: int = 3,
+    k: Count = 3,
 ) -> tuple[float, float]:
     """Share of the fakes where there is data, and of the data where there are fakes
     ({eq}`eq-quality-precision`).

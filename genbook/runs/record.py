@@ -7,7 +7,6 @@ __all__ = ['LIBRARIES', 'runs_root', 'RunFolder', 'RunFigures', 'Run', 'all_runs
 # %% ../../nbs/runs/record.ipynb #0b562fcc
 #| code-fold: true
 import csv
-import difflib
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..fields import nearest
 from genbook.runs.files import (
     describe_weights,
     file_digests,
@@ -142,9 +142,8 @@ class RunFigures(RunFolder):
         """
         metrics = self.record["metrics"]
         if key not in metrics:
-            nearest = difflib.get_close_matches(key, metrics, n=1, cutoff=0.4)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has: {', '.join(metrics)}"
-            raise ValueError(f"run {self.name!r} has no metric {key!r}; {hint}")
+            hint = nearest(key, metrics) or f"; it has: {', '.join(metrics)}"
+            raise ValueError(f"run {self.name!r} has no metric {key!r}{hint}")
         return metrics[key]["value"]
 
     def told(
@@ -230,12 +229,7 @@ class Run(RunFigures):
             if (folder / "run.json").is_file():
                 return cls(folder)
         names = [run.name for run in all_runs()]
-        nearest = difflib.get_close_matches(str(name_or_path), names, n=1, cutoff=0.4)
-        hint = (
-            f"; did you mean {nearest[0]!r}?"
-            if nearest
-            else f"; there are: {', '.join(names) or 'none'}"
-        )
+        hint = nearest(name_or_path, names) or f"; there are: {', '.join(names) or 'none'}"
         raise ValueError(f"no run {str(name_or_path)!r} in {runs_root()}{hint}")
 
     def recipe_as(

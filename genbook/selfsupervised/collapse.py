@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..fields import Positive
+from ..fields import Count, Positive
 
 # %% ../../nbs/selfsupervised/collapse.ipynb #35133ce7
 Weight = Float[Tensor, "*#starts"] | Float[np.ndarray, "*#starts"] | float  # of many starts, or one
@@ -66,7 +66,7 @@ def integrate(
     w: Float[Tensor, "*starts"],
     p: Float[Tensor, "*starts"],
     time: float,
-    steps: int,
+    steps: Count,
 ) -> tuple[Float[Tensor, "times *starts"], Float[Tensor, "times *starts"]]:
     """Paths of a flow by the classical Runge–Kutta method of fourth order.
 
@@ -190,12 +190,12 @@ def fixed_predictor_path(
 
 # %% ../../nbs/selfsupervised/collapse.ipynb #4de7d4da
 def predictor_scatter(
-    n: int,
+    n: Count,
     w: float,
     a: float,
     c: float = 1.0,
     step: float = 0.1,
-    batch: int = 4,
+    batch: Count = 4,
 ) -> float:
     """Variance of the toy's predictor under SGD, with targets averaged over n views.
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from ..fields import Count
 from ..images import scale_pixels
 from ..likelihoods import at_hand
 from .elbo import reparameterise
@@ -236,7 +237,7 @@ class GaussianVAE(GaussianCoder):
     @torch.no_grad()
     def sample(
         self,
-        n: int,
+        n: Count,
         draw: bool = False,
     ) -> Float[Tensor, "n 3 32 32"]:
         """The modes of p(x|z) at `n` draws of the prior, or draws from it; they may leave
@@ -263,7 +264,7 @@ class GaussianVAE(GaussianCoder):
     def log_likelihood(
         self,
         x: Float[Tensor, "n 3 32 32"],
-        K: int,
+        K: Count,
     ) -> Float[Tensor, "n"]:
         """Estimate log p(x) in nats from K weighted draws ({eq}`eq-importance-weight`).
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Num
 from torch import Tensor
 from tqdm import tqdm
 
+from ..fields import Count
 from ..likelihoods import log_mean_exp
 from .elbo import LatentModel, reparameterise
 
@@ -29,7 +30,7 @@ def _weights_given_posterior(model, x, mu, logvar, num_samples):
 def log_importance_weights(
     model: LatentModel,
     x: Num[Tensor, "batch *shape"],
-    num_samples: int,
+    num_samples: Count,
 ) -> Float[Tensor, "batch samples"]:
     """Log-weights log p(x, z_k) − log q(z_k|x), z_k ~ q(z|x), in nats ({eq}`eq-importance-weight`).
 
@@ -49,7 +50,7 @@ def log_importance_weights(
 def iwae_bound(
     model: LatentModel,
     x: Num[Tensor, "batch *shape"],
-    num_samples: int,
+    num_samples: Count,
 ) -> Float[Tensor, "batch"]:
     """The K-sample bound E log (1/K) Σ_k w_k, one draw of it for each image, in nats ({eq}`eq-iwae-bound`)."""
     return log_mean_exp(log_importance_weights(model, x, num_samples))
@@ -59,9 +60,9 @@ def iwae_bound(
 def importance_log_likelihood(
     model: LatentModel,
     x: Num[Tensor, "n *shape"],
-    num_samples: int,
-    batch_size: int = 100,
-    chunk: int = 10,
+    num_samples: Count,
+    batch_size: Count = 100,
+    chunk: Count = 10,
 ) -> Float[Tensor, "n"]:
     """Estimate log p(x) of each image with K importance samples, in nats, in bounded memory.
 
