@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'OPTIMIZERS', 'PRECISIONS', 'epoch_order', 'constant', 'cosine', 'one_cycle', 'has_bf16', 'in_precision',
            'unknown_name', 'best_device', 'Plan', 'make_accelerator', 'gather_processes', 'on_main', 'Batches',
-           'check_data', 'content_digest', 'check_places']
+           'rows_of', 'check_data', 'content_digest', 'check_places']
 
 # %% ../nbs/descent.ipynb #e8e2d3ee
 #| code-fold: true
@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from jaxtyping import Int64, Shaped
 from torch import Tensor, nn
+from torch.utils.data import Dataset, default_collate
 
 from . import fields
 from genbook.fields import (
@@ -156,12 +157,16 @@ class Plan(Checked):
 
     def disagreements(self) -> Iterable[str]:
         """A device must be there."""
-        if self.device == "cuda" and not torch.cuda.is_available():
-            yield "device is 'cuda' but torch finds no CUDA device; pass device='cpu'"
+        kind, _, number = (self.device or "").partition(":")
+        cards = torch.cuda.device_count() if kind == "cuda" else 1
+        if not cards:
+            yield "device is 'cuda' but torch finds no card here; 'cpu' is always there"
+        elif int(number or 0) >= cards:
+            yield f"device is {self.device!r}, but here {kind} has no number above {cards - 1}"
 
 # %% ../nbs/descent.ipynb #5531c1b9
 def make_accelerator(
-    device: str | None = None,  # "cpu", "cuda", "mps"; the best there is where None
+    device: str | None = None,  # "cpu", "cuda", "cuda:1", "mps"; the best there is where None
     precision: str = "fp32",  # "fp32" or "bf16"
 ) -> Accelerator:
     """An `Accelerator` for this run, whatever the one before it in this process was.
@@ -173,10 +178,13 @@ def make_accelerator(
     alone = not torch.distributed.is_initialized()
     # Else the first run's choice would hold for all later ones.
     AcceleratorState._reset_state(reset_partial_state=alone)
-    if precision == "bf16" and not has_bf16(device or best_device()):
+    kind, _, number = (device or best_device()).partition(":")
+    if kind == "cuda" and number:
+        torch.cuda.set_device(int(number))
+    if precision == "bf16" and not has_bf16(kind):
         precision = "fp32"
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=PRECISIONS[precision])
-    if device and accelerator.device.type != device:
+    accelerator = Accelerator(cpu=kind == "cpu", mixed_precision=PRECISIONS[precision])
+    if device and accelerator.device.type != kind:
         raise ValueError(f"device is {device!r} but this process is on {accelerator.device.type!r}")
     return accelerator
 
@@ -251,6 +259,22 @@ class Batches:
 
 # %% ../nbs/descent.ipynb #4849958e
 #| code-fold: true
+def rows_of(
+    data: "Tensor | tuple[Tensor, ...] | Dataset",  # to train on
+) -> "Tensor | tuple[Tensor, ...]":
+    """What is cut into batches: tensors as they are; the items of a data set, stacked once.
+
+    Raises ValueError where the items cannot be stacked.
+    """
+    if not isinstance(data, Dataset):
+        return data
+    try:
+        stacked = default_collate([data[i] for i in range(len(data))])  # type: ignore[arg-type]
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"data must have items that can be stacked as tensors: {error}") from None
+    return tuple(stacked) if isinstance(stacked, (list, tuple)) else stacked
+
+
 def check_data(
     data: "Tensor | tuple[Tensor, ...]",  # to train on
     batch_size: int,
@@ -258,7 +282,7 @@ def check_data(
     """Raise ValueError where data can't be cut into batches."""
     tensors = data if isinstance(data, tuple) else (data,)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
-        raise ValueError("data must be a tensor or a tuple of tensors")
+        raise ValueError("data must be a tensor, a tuple of tensors or a Dataset")
     for tensor in tensors:
         if tensor.ndim == 0 or tensor.requires_grad or tensor.layout != torch.strided:
             raise ValueError("data must be dense, have rows, and want no gradient")

@@ -15,12 +15,12 @@ import sys
 import threading
 import types
 import typing
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import cache
 from typing import Annotated, Any
 
 from . import fields
-from .fields import Amount, Holding, check_value
+from .fields import Amount, Holding, check_value, plain
 
 # %% ../nbs/edge.ipynb #dc9f9c4c
 _UNIONS = (typing.Union, types.UnionType)
@@ -36,7 +36,8 @@ def _conf() -> Any:
 def described(value: Any) -> str:
     """A value for a message: of a tensor its type and shape."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+        of = "a NumPy array, " if type(value).__module__ == "numpy" else ""
+        return f"{of}{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
     text = repr(value) if isinstance(value, (int, float, str, tuple)) else type(value).__name__
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -45,22 +46,28 @@ def spelled(hint: Any) -> str:
     """A type as a signature spells it."""
     if typing.get_origin(hint) in _UNIONS:
         return " or ".join(map(spelled, typing.get_args(hint)))
-    if hint is type(None):
-        return "None"
+    if typing.get_origin(hint) is Annotated:
+        return spelled(typing.get_args(hint)[0])
+    if hint in (type(None), ...):
+        return "..." if hint is ... else "None"
+    if typing.get_origin(hint) in (tuple, list, dict, Sequence, Mapping):
+        of = ", ".join(map(spelled, typing.get_args(hint)))
+        return f"{typing.get_origin(hint).__name__}[{of}]"
     return getattr(hint, "__name__", None) or str(hint)
 
-
+# %% ../nbs/edge.ipynb #e3a9c1d2
 def mistake(value: Any, hint: Any, name: str) -> str | None:
     """What is wrong with one argument; None where nothing is, or where it cannot be told."""
     from beartype.door import is_bearable
     from beartype.roar import BeartypeException
 
     if typing.get_origin(hint) in _UNIONS:
-        told = [mistake(value, option, name) for option in typing.get_args(hint)]
+        options = typing.get_args(hint)
+        told = [mistake(value, option, name) for option in options]
         if None in told:
             return None
-        ranges = [each for each in told if each and " must be at " in each]
-        return (ranges or [f"{name} must be {spelled(hint)}, got {described(value)}"])[0]
+        closest = [each for each, option in zip(told, options) if _is_nearly(value, option)]
+        return (closest or [f"{name} must be {spelled(hint)}, got {described(value)}"])[0]
     rules: tuple[Any, ...] = ()
     if typing.get_origin(hint) is Annotated:
         hint, rules = typing.get_args(hint)[0], typing.get_args(hint)[1:]
@@ -77,6 +84,15 @@ def mistake(value: Any, hint: Any, name: str) -> str | None:
         return f"{name} must be a finite number, got {value}"
     broken = [rule for rule in rules if isinstance(rule, Holding) and not rule.holds(value)]
     return f"{name} must {broken[0].what}" if broken else None
+
+
+def _is_nearly(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type whose range it leaves."""
+    from beartype.door import is_bearable
+
+    of = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+    ranged = of is not hint or of in (int, float)
+    return ranged and not _is_of_tensors(of) and is_bearable(value, of, conf=_conf())
 
 
 def _is_of_tensors(hint: Any) -> bool:
@@ -103,7 +119,7 @@ def _asked(function: Callable) -> tuple[inspect.Signature, dict[str, Any]]:
             continue
         try:
             holder = types.SimpleNamespace(__annotations__={name: hint})
-            names = getattr(function, "__globals__", {})
+            names = getattr(inspect.unwrap(function), "__globals__", {})
             found[name] = typing.get_type_hints(holder, names, include_extras=True)[name]
         except (NameError, TypeError, AttributeError, SyntaxError):
             continue  # a name that only the type checker knows
@@ -141,6 +157,7 @@ def guarded(function: Callable) -> Callable:
     def edge(*args, **kwargs):
         if compiling() or getattr(_call, "inside", False):
             return function(*args, **kwargs)
+        args, kwargs = tuple(map(plain, args)), {key: plain(kwargs[key]) for key in kwargs}
         _call.inside = True
         try:
             found = misfit(function, args, kwargs)

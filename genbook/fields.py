@@ -3,12 +3,13 @@
 # %% auto #0
 __all__ = ['finite', 'in_unit', 'shares', 'Name', 'Count', 'Several', 'Width', 'Sizes', 'Layers', 'Amount', 'Moments', 'Parts',
            'Seed', 'Rate', 'Positive', 'Weight', 'Share', 'Decay', 'Precision', 'Device', 'at_least', 'above', 'within',
-           'below', 'multiple_of', 'entries', 'OneOf', 'Holding', 'one_of', 'nearest', 'brief', 'check_value',
+           'below', 'multiple_of', 'entries', 'OneOf', 'Holding', 'one_of', 'nearest', 'brief', 'plain', 'check_value',
            'field_types', 'Checked']
 
 # %% ../nbs/fields.ipynb #b70c8e94
 #| code-fold: true
 import dataclasses
+import sys
 import typing
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -109,6 +110,18 @@ class _Folder:
     __get_pydantic_core_schema__ = OneOf.__get_pydantic_core_schema__
 
 
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    def __call__(self, given: str) -> str:
+        kind, colon, number = given.partition(":")
+        OneOf(("cpu", "cuda", "mps"))(kind)
+        if colon and not number.isdecimal():
+            raise ValueError(f"must have the number of a card behind {kind}:")
+        return given
+
+    __get_pydantic_core_schema__ = OneOf.__get_pydantic_core_schema__
+
+
 Name = Annotated[str, _Folder()]  # of a run: it is a folder's name as well
 Count = Annotated[int, within(1, 10**9)]  # of epochs, of images, of steps
 Several = Annotated[int, within(2, 10**9)]  # of what has a spread, which one alone has not
@@ -125,7 +138,7 @@ Weight = Annotated[float, at_least(0)]  # of a term in a loss
 Share = Annotated[float, within(0, 1)]
 Decay = Annotated[float, below(1)]  # of a running average: at 1 it would never move
 Precision = Annotated[str, one_of(("fp32", "bf16"))]
-Device = Annotated[str, one_of(("cpu", "cuda", "mps"))]
+Device = Annotated[str, _Place()]  # cpu, cuda, mps; cuda:1 is the second card
 
 # %% ../nbs/fields.ipynb #1640f45c
 _WORDS = {  # how pydantic's kinds of errors begin, or what they are -> what was wanted
@@ -179,20 +192,26 @@ def brief(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def plain(value: Any) -> Any:
+    """A number of NumPy's as Python has it; all else as it is."""
+    numpy = sys.modules.get("numpy")
+    return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
+
+
 def check_value(
     value: Any,
     kind: Any,  # its type, with ranges
     what: str,  # its name, for the message
     strict: bool = True,  # else texts are read as numbers
 ) -> Any:
-    """The value, as its type has it.
+    """The value, as its type has it; a number of NumPy's becomes one of Python's.
 
     Raises ValueError, naming it, where it is of another type or out of range.
     """
     from pydantic import ValidationError
 
     try:
-        return _adapter(kind, strict).validate_python(value)
+        return _adapter(kind, strict).validate_python(plain(value))
     except ValidationError as error:
         raise ValueError(f"{what} {_wanted(error)}, got {brief(value)}") from None
 

@@ -37,7 +37,8 @@ class Objective(nn.Module):
         batch: "Tensor | tuple[Tensor, ...]",
     ) -> Any:
         """The loss and the metrics of a batch, or what else the objective returns."""
-        return self.objective(self.model, batch)
+        reported = self.objective(self.model, batch)
+        return (reported, {}) if isinstance(reported, Tensor) else reported
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Player:
     """A part of a model that has an objective of its own, as in a game against another part."""
 
     part: str  # the name of the submodule whose weights it moves; "" for the whole model
-    objective: Callable  # (model, batch) -> (loss, metrics): scalars, means over the batch
+    objective: Callable  # (model, batch) -> (loss, metrics), means over the batch; or the loss
     every: int = 1  # batches between its moves
 
 # %% ../nbs/players.ipynb #92cb4aad
@@ -135,16 +136,23 @@ def names_of(
         isinstance(reported, tuple) and len(reported) == 2 and isinstance(reported[1], Mapping)
     ):
         raise ValueError(
-            f"an objective must return a loss and a dict, got {type(reported).__name__}"
+            f"an objective must return a loss, or a loss and a dict of metrics, got {brief(reported)}"
         )
     loss, metrics = reported
     names = [f"{prefix}loss", *metrics]
     for name, value in zip(names, [loss, *metrics.values()], strict=True):
         if not isinstance(name, str) or not name or not name.isprintable():
             raise ValueError(f"a metric's name must be a text, got {brief(name)}")
-        if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
-            of = f"{value.dtype} of {tuple(value.shape)}" if isinstance(value, Tensor) else value
-            raise ValueError(f"{name} must be a tensor of one real number, got {brief(of)}")
+        if value is loss and not isinstance(value, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {brief(value)}")
+        if isinstance(value, Tensor) and value.ndim:
+            raise ValueError(
+                f"{name} must be a scalar: the mean of its {tuple(value.shape)} values"
+            )
+        if isinstance(value, Tensor) and not value.is_floating_point():
+            raise ValueError(f"{name} must be a real number, got one of {value.dtype}")
+        if not isinstance(value, SupportsFloat):
+            raise ValueError(f"{name} must be a number, got {brief(value)}")
     if len(set(names)) < len(names):
         raise ValueError(f"a metric must have another name than the loss, got {names[0]!r}")
     if not loss.requires_grad:
@@ -204,21 +212,26 @@ class Mover:
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base if group.get("fix_lr") else base * factor
 
-    def judge(self, batch: "Tensor | tuple[Tensor, ...]") -> tuple[Tensor, dict[str, Tensor]]:
+    def judge(
+        self, batch: "Tensor | tuple[Tensor, ...]"
+    ) -> tuple[Tensor, Mapping[str, Tensor | SupportsFloat]]:
         """The loss and the metrics of a batch; of the first one looked at closely."""
         reported = self.compute(batch)
         if not self.names:
             self.names = names_of(self.prefix, reported)
         return reported
 
-    def note(self, step: int, loss: Float[Tensor, ""], metrics: Mapping[str, Tensor]) -> None:
+    def note(
+        self, step: int, loss: Float[Tensor, ""], metrics: Mapping[str, Tensor | SupportsFloat]
+    ) -> None:
         """Keep what was reported in a step. Raises ValueError where it isn't what was before."""
         if not self.trace.numel():
             self.trace = torch.full((self.steps, len(self.names)), math.nan, device=loss.device)
         if self.names[1:] != list(metrics):
             told = f"{', '.join(self.names[1:])} and then {', '.join(map(str, metrics))}"
             raise ValueError(f"metrics must be the same in every step, got {told} at step {step}")
-        self.trace[(step - 1) % self.steps] = torch.stack([loss, *metrics.values()]).detach()
+        row = [torch.as_tensor(value).to(loss) for value in (loss, *metrics.values())]
+        self.trace[(step - 1) % self.steps] = torch.stack(row).detach()
 
     def reported(self, after: int, step: int) -> list[tuple[int, list[float]]]:
         """The steps, from the one after `after` on, in which it moved, with what it reported."""

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from . import runs
@@ -45,6 +46,7 @@ from genbook.descent import (
     check_places,
     content_digest,
     make_accelerator,
+    rows_of,
 )
 from .fields import Device, Precision
 from .graphs import compile_players, graph_options
@@ -398,8 +400,8 @@ def _result(state: State, keeper: Keeper, compiled: bool) -> FitResult:
 # %% ../nbs/training.ipynb #f5f5a6ac
 def fit(
     model: nn.Module,  # trained in place
-    objective: "Callable | Sequence[Player]",  # (model, batch) -> (loss, metrics), or players
-    data: "Tensor | tuple[Tensor, ...]",  # (N, ...), or several, such as images and labels
+    objective: "Callable | Sequence[Player]",  # (model, batch) -> loss, or (loss, metrics); players
+    data: "Tensor | tuple[Tensor, ...] | Dataset",  # (N, ...), or several; a Dataset is stacked
     *,
     epochs: int,  # passes over the data
     batch_size: int,  # of all processes together; what an epoch leaves over is dropped
@@ -410,7 +412,7 @@ def fit(
     ema: float | None = None,  # decay of the running average of the weights; None for none
     seed: int = 0,  # of the order of the images and of all noise
     precision: Precision = "fp32",  # "bf16": products in bfloat16, weights in float32
-    device: Device | None = None,  # "cpu", "cuda", "mps"; the best there is where None
+    device: "Device | torch.device | None" = None,  # the best there is where None
     channels_last: bool = False,  # in memory, of images and filters: faster convolutions
     evaluate: Callable | None = None,  # (model, epoch) -> dict: columns of the history
     on_epoch: Callable | None = None,  # (model, epoch), main process only: pictures and so on
@@ -426,9 +428,9 @@ def fit(
 ) -> FitResult:
     """Train a model by stochastic gradient descent: one loop for every model of the book.
 
-    An objective returns a loss and a dict of metrics, scalars, means over the batch. With
-    several players each has its own, and moves its part of the model alone, in the order
-    given; a step is a batch, and the average of the weights follows the last player.
+    An objective returns a loss, or a loss and a dict of metrics: scalars, means over the
+    batch. With several players each has its own, and moves its part of the model alone, in
+    the order given; a step is a batch, and the average of the weights follows the last player.
 
     The history has a row for each epoch, and one for epoch 0 where `evaluate` is given.
     `evaluate`, `on_epoch` and `on_step` get the averaged weights where `ema` is set, in
@@ -442,6 +444,7 @@ def fit(
         FloatingPointError: the loss is NaN or infinite; the last checkpoint is kept.
     """
     runs.version_info()  # of the code as it is now, whatever happens to the files meanwhile
+    data, device = rows_of(data), str(device) if device is not None else None
     plan = Plan(
         epochs=epochs, batch_size=batch_size, lr=lr, optimizer=optimizer,
         weight_decay=weight_decay, schedule=schedule, ema=ema, seed=seed,

@@ -12,7 +12,7 @@ execute_shapes()  # before a test imports the package: what signatures say of sh
 
 ROOT = Path(__file__).resolve().parent.parent
 FAST = {  # test files of a few seconds, which `make check` runs
-    "test_book", "test_chapters", "test_descent", "test_diffusion", "test_elbo", "test_likelihoods",
+    "test_book", "test_chapters", "test_descent", "test_diffusion", "test_elbo", "test_library", "test_likelihoods",
     "test_quality", "test_readme", "test_unet",
 }  # fmt: skip
 

@@ -204,7 +204,7 @@ def run(data=X, objective=squared, **more):
         (dict(evaluate=lambda m, e: {"a": "x"}), "evaluate must return numbers"),
         (dict(on_step=3), "on_step must be"),
         (dict(checkpoint=""), "checkpoint must be a file"),
-        (dict(checkpoint=3), "checkpoint must be a path"),
+        (dict(checkpoint=3), "checkpoint must be str or Path"),
         (dict(fingerprint={"a": math.nan}), "fingerprint must hold"),
         (dict(data=torch.tensor(1.0)), "data must"),
         (dict(checkpoint_seconds=math.nan), "checkpoint_seconds"),

@@ -284,7 +284,7 @@ def test_on_step_sees_the_average_and_changes_nothing():
     "players, told",
     [
         ([], "sequence of Players"),
-        ([plain], "sequence of Players"),
+        ([plain], "Sequence[Player]"),
         ([Player("lefd", plain)], "'left'"),
         ([Player("left", plain), Player("", plain)], "shares weights"),
         ([Player("left", plain, every=0)], "every must be at least 1"),

@@ -259,8 +259,8 @@ def slopes_and_scores(
     Raises:
         ValueError: another shape of scores, or a critic that ignores its input.
     """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        x = (x.clone() if x.is_inference() else x).detach().requires_grad_()
         score = raw_scores(critic, x)
         gradient = None
         if score.requires_grad:

@@ -48,7 +48,7 @@ class LeakyReLU(nn.Module):
 # %% ../../nbs/gan/smooth-layers.ipynb #ab04cf46
 def _filter_gradient(
     x: Float[Tensor, "batch n_in h w"],
-    g: Float[Tensor, "batch n_out h/2 w/2"],
+    g: Float[Tensor, "batch n_out h//2 w//2"],
 ) -> Float[Tensor, "n_out n_in 4 4"]:
     """Sum over places of output gradient times the 4 × 4 patch of the input below it.
 
@@ -70,6 +70,7 @@ class _Halve(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, filters):
         ctx.save_for_backward(filters)
+        ctx.sides = x.shape[2:]
         return F.conv2d(x, filters, stride=2, padding=1)
 
     @staticmethod
@@ -77,28 +78,31 @@ class _Halve(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:  # the first layer's images
             return None, None
         (filters,) = ctx.saved_tensors
-        return _Double.apply(g, filters), None
+        return _Double.apply(g, filters, ctx.sides), None
 
 
 class _Double(torch.autograd.Function):
-    """The adjoint of `_Halve`, linear in the gradient and in the filters."""
+    """The adjoint of `_Halve`, linear in the gradient and in the filters.
+
+    Of an odd side the half forgets that it was odd, so it is told.
+    """
 
     @staticmethod
-    def forward(ctx, g, filters):
+    def forward(ctx, g, filters, sides):
         ctx.save_for_backward(g, filters)
         if filters.shape[1] > 4:
-            return F.conv_transpose2d(g, filters, stride=2, padding=1)
+            odd = [side % 2 for side in sides]
+            return F.conv_transpose2d(g, filters, stride=2, padding=1, output_padding=odd)
         # To few channels a product and a sum of patches are faster.
         flat = filters.flatten(1)  # (n_out, n_in · 16)
         patches = flat.T @ g.flatten(2)  # (B, n_in · 16, h · w)
-        size = (2 * g.shape[2], 2 * g.shape[3])
-        return F.fold(patches, size, kernel_size=4, stride=2, padding=1)
+        return F.fold(patches, sides, kernel_size=4, stride=2, padding=1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, h):
         g, filters = ctx.saved_tensors
-        return F.conv2d(h, filters, stride=2, padding=1), _filter_gradient(h, g)
+        return F.conv2d(h, filters, stride=2, padding=1), _filter_gradient(h, g), None
 
 # %% ../../nbs/gan/smooth-layers.ipynb #eba88856
 class _Filter(torch.autograd.Function):
@@ -137,8 +141,8 @@ class HalvingConv2d(nn.Conv2d):
     def forward(
         self,
         x: Float[Tensor, "batch n_in h w"],
-    ) -> Float[Tensor, "batch n_out h/2 w/2"]:
-        """The convolution; in bfloat16 under autocast."""
+    ) -> Float[Tensor, "batch n_out h//2 w//2"]:
+        """The convolution; in bfloat16 under autocast. Of an odd side the half is rounded down."""
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         assert self.bias is not None

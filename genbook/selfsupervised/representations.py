@@ -7,7 +7,7 @@ __all__ = ['knn_votes', 'spread', 'spectrum', 'effective_rank', 'squared_distanc
 #| code-fold: true
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from ..measures import in_double
@@ -15,7 +15,7 @@ from ..measures import in_double
 # %% ../../nbs/selfsupervised/representations.ipynb #2b24a046
 def knn_votes(
     bank: Float[Tensor, "n features"],
-    labels: Int64[Tensor, "n"],
+    labels: Integer[Tensor, "n"],
     queries: Float[Tensor, "m features"],
     k: int = 200,
     temperature: float = 0.1,
@@ -63,7 +63,7 @@ def knn_votes(
         nearest = near.amax(1, keepdim=True)
         weight = ((near - nearest) / temperature).exp()  # the largest exponent is 0
         of = torch.zeros(len(some), classes, dtype=weight.dtype, device=bank.device)
-        votes.append(of.scatter_add_(1, labels[which], weight))
+        votes.append(of.scatter_add_(1, labels[which].long(), weight))
     votes = torch.cat(votes)
     return votes / votes.sum(1, keepdim=True)
 

@@ -57,6 +57,13 @@ class DiagonalGaussianDistribution:
     def __iter__(self):
         return iter((self.mean, self.logvar))
 
+    def __repr__(self):
+        mean, std = (
+            f"{t.detach().double().mean():.3g}" if t.numel() else "no"
+            for t in (self.mean, self.std)
+        )
+        return f"{type(self).__name__}({tuple(self.mean.shape)}, mean {mean}, std {std} on average)"
+
     def sample(self) -> Float[Tensor, "batch *shape"]:
         """One draw, differentiable in mean and logvar ({eq}`eq-reparameterisation`)."""
         return reparameterise(self.mean, self.logvar)
