@@ -182,30 +182,44 @@ FORMULAS = """[
     document.querySelectorAll('mjx-merror, [data-mjx-error]').length,
     [...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container')).length,
 ]"""
+# What of a kind is wider than its place or ends beyond the page; all that is folded is opened first.
+TOO_WIDE = """(document.querySelectorAll('details').forEach((part) => {{ part.open = true; }}),
+    [...document.querySelectorAll('.bd-article {}')].filter((part) => part.clientWidth && (
+        part.scrollWidth > part.clientWidth + 1 || part.getBoundingClientRect().right > innerWidth
+    )).map((part) => part.closest('[id]').id + ': ' + part.textContent.slice(0, 60)))"""
 CHAPTERS = list(book.chapters(Path(__file__).resolve().parent.parent / "nbs"))
 
 
 @pytest.mark.parametrize("name", [*CHAPTERS, "search", "genindex"])
 def test_page(browser, address, name):
     """One visit: nothing is logged or fetched, mathematics is set, and the page fits a phone in light and dark."""
-    browser.open(f"{address}/{name}.html")
-    assert not [url for url in browser.requests() if not url.startswith((address, "data:"))]
-    expressions, containers, failed, left = browser.evaluate(FORMULAS)
-    assert failed == 0 and left == 0, (
-        f"{failed} formulas that MathJax can't set, {left} that it left alone"
-    )
-    assert containers >= expressions
-    try:
+
+    def resize(width, height):
         browser.call(
             "Emulation.setDeviceMetricsOverride",
-            width=390, height=844, deviceScaleFactor=1, mobile=True,
+            width=width, height=height, deviceScaleFactor=1, mobile=width < 500,
         )  # fmt: skip
+
+    try:
+        resize(390, 844)  # before it is opened: an equation is broken for the width it is set in
+        browser.open(f"{address}/{name}.html")
+        assert not [url for url in browser.requests() if not url.startswith((address, "data:"))]
+        expressions, containers, failed, left = browser.evaluate(FORMULAS)
+        assert failed == 0 and left == 0, (
+            f"{failed} formulas that MathJax can't set, {left} that it left alone"
+        )
+        assert containers >= expressions
         for scheme in ("light", "dark"):
             prefers = {"name": "prefers-color-scheme", "value": scheme}
             browser.call("Emulation.setEmulatedMedia", features=[prefers])
             browser.wait_for(f"document.documentElement.dataset.theme === '{scheme}'")
             width = browser.evaluate("document.documentElement.scrollWidth")
             assert width <= 390, f"the page is {width} pixels wide on a screen of 390"
+        wide = browser.evaluate(TOO_WIDE.format("div.math > *"))
+        assert not wide, f"equations that scroll or hide their number on a phone: {wide}"
+        resize(1280, 800)
+        wide = browser.evaluate(TOO_WIDE.format("div.cell_input pre"))
+        assert not wide, f"code that scrolls sideways on a page of 1,280 pixels: {wide}"
     finally:
         browser.call("Emulation.clearDeviceMetricsOverride")
         browser.call("Emulation.setEmulatedMedia", features=[])
@@ -230,6 +244,56 @@ def test_search_finds_a_word(browser, address):
     browser.wait_for(
         "document.querySelector('#search-results p')?.textContent.includes('did not match')"
     )
+
+
+def search(browser, address, words):
+    """The pages that a search finds, best first."""
+    browser.open(f"{address}/search.html?q={urllib.parse.quote(words)}")
+    browser.wait_for(
+        "document.querySelector('#search-results p')?.textContent.match(/[0-9]|did not/)"
+    )
+    links = "[...document.querySelectorAll('#search-results > ul > li > a')]"
+    return [
+        link.split(".html")[0]
+        for link in browser.evaluate(f"{links}.map((a) => a.getAttribute('href'))")
+    ]
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("optimiser", "optimizer"),
+        ("reparameterise", "reparameterize"),
+        ("binarised", "binarized"),
+        ("normalisation", "normalization"),
+        ("colour", "color"),
+        ("grey", "gray"),
+    ],
+)
+def test_a_word_is_found_in_both_spellings(browser, address, one, other):
+    found, too = set(search(browser, address, one)), set(search(browser, address, other))
+    assert found and len(found & too) >= 0.7 * len(found | too)
+
+
+def test_chapters_are_found_before_the_appendix(browser, address, root):
+    appendix = (root / "_toc.yml").read_text("utf8").split("caption: Appendix")[1]
+    last = {line.split()[-1] for line in appendix.splitlines() if "- file:" in line}
+    assert search(browser, address, "ELBO")[0] == "vae/elbo"
+    for word in ("record", "likelihood", "seed"):
+        placed = [page in last for page in search(browser, address, word)]
+        assert any(placed) and placed == sorted(placed), word
+
+
+def test_a_switch_unfolds_all_code_of_a_page(browser, address):
+    browser.open(f"{address}/vae/elbo.html")
+    folded = "[...document.querySelectorAll('div.cell details.hide')]"
+    press = "document.querySelector('button.show-all-code').click()"
+    for open_, told in ((True, "Hide the folded code"), (False, "Show all code")):
+        browser.evaluate(press)
+        assert browser.evaluate(f"{folded}.every((cell) => cell.open === {str(open_).lower()})")
+        assert (
+            browser.evaluate("document.querySelector('button.show-all-code').textContent") == told
+        )
 
 
 def test_a_mark_leads_to_the_check(browser, address, site, root):
