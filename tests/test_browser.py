@@ -190,7 +190,10 @@ TOO_WIDE = """(document.querySelectorAll('details').forEach((part) => {{ part.op
 CHAPTERS = list(book.chapters(Path(__file__).resolve().parent.parent / "nbs"))
 
 
-@pytest.mark.parametrize("name", [*CHAPTERS, "search", "genindex"])
+WRITTEN = [f"appendix/package/{part}" for part in ("book", "foundations", "runs", "vae")]
+
+
+@pytest.mark.parametrize("name", [*CHAPTERS, *WRITTEN, "search", "genindex", "py-modindex"])
 def test_page(browser, address, name):
     """One visit: nothing is logged or fetched, mathematics is set, and the page fits a phone in light and dark."""
 

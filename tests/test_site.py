@@ -53,7 +53,9 @@ def anchors(path: Path) -> set[str]:
 @pytest.fixture(scope="module")
 def pages(site, root) -> dict[str, Path]:
     """The pages of the book and the ones Sphinx adds; a page that an earlier build left behind is not looked at."""
-    names = [*book.chapters(root / "nbs"), "search", "genindex"]
+    nbs = root / "nbs"
+    written = [page.relative_to(nbs).with_suffix("").as_posix() for page in nbs.rglob("*.md")]
+    names = [*book.chapters(nbs), *written, "search", "genindex", "py-modindex"]
     found = {name: site / f"{name}.html" for name in names}
     assert not (missing := [name for name, path in found.items() if not path.is_file()]), (
         f"no page for {missing}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .equations import Equation, coverage, mark_equations
+from .names import as_rst, link_names, unique_names, without_ranges
 from genbook.book.reader import (
     book_root,
     dependencies,
@@ -142,6 +143,16 @@ def setup(
             if (clean := reader_copy(text)) != text:
                 path.write_text(clean, "utf8")
 
+    def documentation(app, what, name, thing, options, lines):
+        lines[:] = [as_rst(line) for line in lines]
+
+    def signature(app, what, name, thing, options, arguments, returned):
+        return [text and without_ranges(text) for text in (arguments, returned)]
+
+    names = unique_names(Path(app.srcdir).parent)
+    app.connect("autodoc-process-signature", signature)
+    app.connect("autodoc-process-docstring", documentation, priority=100)  # before napoleon's
+    app.connect("doctree-read", lambda app, doctree: link_names(doctree, names))
     app.connect("env-get-outdated", outdated)
     app.connect("env-before-read-docs", execute)
     app.connect("html-page-context", marks)

@@ -23,7 +23,7 @@ def sinusoidal_embedding(
 
     Raises ValueError where `dim` is odd or below 4.
     Source: after Vaswani et al. (2017), section 3.5, with the frequencies of Ho et al.'s
-        code (2020).
+    code (2020).
     """
     if dim < 4 or dim % 2:
         raise ValueError(f"dim must be even and at least 4, got {dim}")
