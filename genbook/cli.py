@@ -18,6 +18,7 @@ import typer
 
 from . import __version__
 from .cli_data import DATA_ROOT, JSON, data_app
+from .cli_images import IMAGES, SIDE
 from .machine import out_of_memory, settle
 from .recipes import as_text, changes_since, field_notes, look_up, override
 from .side_by_side import INTERRUPTED, Lane, leash, watch_all
@@ -158,6 +159,8 @@ def train(
     precision: _PRECISION = None,
     resume: _RESUME = True,
     compile_: _COMPILE = None,
+    images: IMAGES = None,
+    side: SIDE = None,
     threads: _THREADS = None,
     on_leash: Annotated[bool, typer.Option("--on-leash", hidden=True)] = False,
 ) -> None:
@@ -172,6 +175,7 @@ def train(
       genbook train vae-bmnist --smoke
       genbook train vae-bmnist --set latent=20 --set epochs=40
       genbook train iwae-bmnist --device cuda --precision fp32
+      genbook train ddpm-svhn --images ~/pictures --side 64
       genbook train simsiam-cifar10 simsiam-cifar10-no-stopgrad
     """  # noqa: D301
     from genbook import families
@@ -183,11 +187,12 @@ def train(
     if precision is not None:
         look_up(precision, ("fp32", "bf16"), "precision")
         settings = [*(settings or []), f"precision={precision}"]
-    found = [_chosen(name, smoke, settings or []) for name in names]
+    found = [_chosen(name, smoke, settings or [], images, side) for name in names]
     folders = [_folder(recipe, out, len(names)) for _, recipe in found]
     if len(names) > 1:
         _settle(threads)
-        again = _options_again(smoke, settings or [], data_root, device, resume, compile_)
+        named = {"data-root": data_root, "device": device, "images": images, "side": side}
+        again = _options_again(smoke, settings or [], named, resume, compile_)
         _train_all(names, [recipe for _, recipe in found], folders, again)
         return
     ((family, chosen),), (folder,) = found, folders
@@ -209,12 +214,19 @@ def train(
 
 # %% ../nbs/cli.ipynb #6538659e
 #| code-fold: true
-def _chosen(name: str, smoke: bool, settings: list[str]) -> tuple[Any, Any]:
+def _chosen(
+    name: str, smoke: bool, settings: list[str], images: Path | None, side: int | None
+) -> tuple[Any, Any]:
     """A recipe's family, and the recipe as the options change it."""
+    from genbook.families import with_images
+
     family, recipe = find_recipe(name)
     if smoke:
         recipe = dataclasses.replace(recipe.smoke(), name=f"{recipe.name}+smoke")
-    return family, override(recipe, settings)
+    recipe = override(recipe, settings)
+    if images is None and side is not None:
+        raise ValueError("--side is that of the reader's own images: it needs --images")
+    return family, recipe if images is None else with_images(recipe, images, side)
 
 
 def _folder(recipe: Any, out: Path | None, several: int) -> Path:
@@ -252,15 +264,13 @@ def _train_all(names: list[str], recipes: list, folders: list[Path], options: li
 def _options_again(
     smoke: bool,
     settings: list[str],
-    data_root: Path | None,
-    device: str | None,
+    named: dict[str, Any],
     resume: bool,
     compile_: bool | None,
 ) -> list[str]:
     """The options of a training as they were given, for each of several."""
     again = [f"--set={each}" for each in settings]
-    named = (("data-root", data_root), ("device", device))
-    again += [f"--{key}={value}" for key, value in named if value]
+    again += [f"--{key}={value}" for key, value in named.items() if value]
     again += ["--smoke"] * smoke + ["--no-resume"] * (not resume)
     return again + ([] if compile_ is None else ["--compile" if compile_ else "--no-compile"])
 

@@ -226,13 +226,13 @@ def fetch(name: str, root: str | Path | None = None) -> Path | None:
         name: a name in `DATASETS`.
         root: where to put it; the user's cache where none is given.
     Returns:
-        The root under which it now lies; None for a set that is drawn and needs no files.
+        The root under which it now lies; None for a set that is drawn, or the reader's.
     Raises:
         ValueError: no such data set.
         DataError: the download failed, its checksum is wrong, or the folder cannot be written to.
     """
     dataset = data_set(name)
-    if dataset.embedded:
+    if dataset.embedded or dataset.place:
         return None
     root = Path(root).expanduser() if root is not None else cache_root()
     if _complete(name, root):
