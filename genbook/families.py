@@ -119,6 +119,7 @@ class Family:
     features: Callable | None = None  # (model, images as levels) -> what judges look at
     draws_nothing: str = "it makes no images"  # why, where `draw` is None
     drawn: str = ""  # where the data come from, for a family without a data set
+    decode: Callable | None = None  # (recipe, model, z) -> images in [0, 1] of latents (n, L)
 
     def splits(self, recipe: Any, data_root: Path | None) -> Splits | None:
         """The recipe's data set, opened once for all that happens in a run."""

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from genbook import agreement, cli, families, runs
+from genbook.cli_images import interpolated
 from genbook.data import DATASETS, DataError
 from genbook.families import Job, with_images
 
@@ -76,9 +77,14 @@ def test_a_family_learns_from_them_and_its_record_is_whole(name, images, side, p
     assert {row["verdict"] for row in agreement.compare(run)} == {"agrees"}
     named = [key for key in run.record["metrics"] if key.endswith(("knn", "accuracy"))]
     assert bool(named) == (images == "named" and not name.startswith(("vae", "wgan", "ddpm")))
+    assert (family.draw is None) == (family.decode is None)
     if family.draw is not None:
         channels = DATASETS[families.all_recipes()[name][1].data].shape[0]
         assert family.sample(run, 3).shape == (3, channels, side, side)
+        between = interpolated(run, through=3, steps=2)
+        assert between.shape == (4, channels, side, side)
+        assert between.min() >= 0 and between.max() <= 1
+        torch.testing.assert_close(between[1], between[2], rtol=0, atol=1e-5)
 
 
 def test_other_pictures_at_that_place_are_said_in_one_sentence(pictures, tmp_path):
@@ -123,6 +129,72 @@ def test_at_the_command_line(genbook, pictures, tmp_path):
     assert status == 0 and "differs" not in out and not err
     status, out, _ = genbook("sample", name, "-n", 4)
     assert status == 0 and Image.open(f"{name}-samples.png").size == (41, 41)
+
+
+def test_images_go_onto_the_disk_in_the_form_of_out(genbook, pictures, tmp_path):
+    arguments = ("--smoke", "--set", "epochs=1", "--images", pictures / "loose", "--side", 20)
+    assert genbook("train", "vae-mlp-z2", *arguments, "--out", "run")[0] == 0
+    for command, n, more in (
+        ("sample", 6, ("-n", 6)),
+        ("interpolate", 8, ("--through", 3, "-n", 4)),
+    ):
+        for out in (f"{command}.npz", command, f"{command}.jpg", f"{command}.png"):
+            status, told, err = genbook(command, "run", *more, "--out", out)
+            assert (status, err) == (0, "") and told.startswith(f"{n} ") and out in told
+        archive = np.load(f"{command}.npz")["images"]
+        assert archive.shape == (n, 20, 20, 1) and archive.dtype == np.uint8
+        files = sorted((tmp_path / command).iterdir())
+        assert [file.name for file in files] == [f"{k:04d}.png" for k in range(n)]
+        assert all(np.array_equal(Image.open(f), x[..., 0]) for f, x in zip(files, archive))
+        assert Image.open(f"{command}.jpg").format == "JPEG"
+        assert Image.open(f"{command}.jpg").size == Image.open(f"{command}.png").size
+    # What was drawn can be learned from.
+    assert genbook("sample", "run", "-n", 80, "--out", "many.npz")[0] == 0
+    again = ("--smoke", "--set", "epochs=1", "--set", "batch_size=16", "--images", "many.npz")
+    assert genbook("train", "vae-svhn", *again)[0] == 0
+
+
+def test_on_arcs_latents_keep_their_length_and_on_lines_they_do_not(genbook, pictures, monkeypatch):
+    arguments = ("--smoke", "--set", "epochs=1", "--images", pictures / "loose", "--side", 8)
+    assert genbook("train", "vae-bmnist", *arguments, "--out", "run")[0] == 0
+    seen = []
+    family = families.family("vae")
+    watched = dataclasses.replace(
+        family, decode=lambda *given: seen.append(given[2]) or family.decode(*given)
+    )
+    monkeypatch.setattr(families, "family_of", lambda run: watched)
+    for extra, kept in (((), True), (("--straight",), False)):
+        seen.clear()
+        assert (
+            genbook("interpolate", "run", "--through", 2, "-n", 5, *extra, "--out", f"{kept}.png")[
+                0
+            ]
+            == 0
+        )
+        lengths = seen[0].norm(dim=1)
+        assert (lengths[2] > 0.9 * lengths[[0, 4]].min()) == kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("sample run --out x.bmp", "must end in one of .png, .jpg, .jpeg, .webp, .npz"),
+        ("interpolate run --out x.gif", "must end in one of"),
+        ("sample run --out full", "is a folder with other things in it"),
+        ("interpolate run --through 1", "--through"),
+        ("interpolate run -n 1", "-n"),
+        ("interpolate nothing", "no run 'nothing'"),
+        ("interpolate judge", "has no images between latents: a classifier names images"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_sentence(genbook, tmp_path, arguments, told, root):
+    shutil.copytree(root / "runs" / "vae-mlp-z2", tmp_path / "runs" / "run")
+    shutil.copytree(root / "runs" / "svhn-classifier", tmp_path / "runs" / "judge")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    status, out, err = genbook(*arguments.split())
+    assert (status, out) == (2, "") and err.startswith("error: ") and told in err
+    assert len(err.splitlines()) == 1
 
 
 def test_several_recipes_learn_from_the_same_pictures(genbook, pictures, tmp_path):

@@ -290,13 +290,9 @@ class GANRecipe(Checked):
     def smoke(self) -> "GANRecipe":
         """The same recipe on toy digits: two short epochs and few samples."""
         return dataclasses.replace(
-            self,
-            precision="fp32",
-            data="toy_digits",
-            epochs=2,
-            sample_epochs=(0, 2),
+            self, precision="fp32", data="toy_digits", epochs=2, sample_epochs=(0, 2),
             eval_samples=500,
-        )
+        )  # fmt: skip
 
     def model(self) -> GAN:
         """The untrained model of the data's shape, its weights drawn from the seed."""
@@ -450,8 +446,8 @@ def make(recipe: GANRecipe, job: Job, splits: Splits) -> Made | None:
     images, classifier = as_levels(images, splits.white), None
     if labels is not None:
         if not (job.resume and job.checkpoint.exists()):
-            classes = splits.dataset.classes or int(labels.max()) + 1
-            choices: Any = {"precision": recipe.precision, "classes": classes}
+            choices: Any = {"precision": recipe.precision}
+            choices["classes"] = splits.dataset.classes or int(labels.max()) + 1
             trained = train_classifier(images, labels, recipe.seed, **choices)
             runs.save_weights(job.out / "classifier.safetensors", trained)
         classifier = build_classifier(job.out)
@@ -493,6 +489,7 @@ FAMILY = Family(
     make=make,
     figures=final_metrics,
     draw=draw,
+    decode=lambda recipe, played, z: 0.5 * (played.model.generator(z) + 1),
     portrait=keep_portrait,
     load=load_played,
 )

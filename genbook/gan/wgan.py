@@ -491,6 +491,7 @@ FAMILY = Family(
     make=make,
     figures=final_metrics,
     draw=draw,
+    decode=lambda recipe, model, z: show_pixels(model.generator(z)),
     portrait=keep_portrait,
 )
 train, build = FAMILY.train, FAMILY.build

@@ -495,5 +495,6 @@ FAMILY = Family(
     make=make,
     figures=figures,
     draw=draw,
+    decode=lambda recipe, model, z: model.decode(z).sigmoid(),
 )
 train, build, evaluate, sample = FAMILY.train, FAMILY.build, FAMILY.evaluate, FAMILY.sample

@@ -412,6 +412,7 @@ FAMILY = Family(
     make=make,
     figures=figures,
     draw=draw,
+    decode=lambda recipe, model, z: show_pixels(model.decode(z).mode()),
     portrait=portrait,
 )
 train, build, evaluate, sample = FAMILY.train, FAMILY.build, FAMILY.evaluate, FAMILY.sample
