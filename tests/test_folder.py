@@ -244,10 +244,12 @@ def test_a_folder_that_is_none_of_images_says_what_it_is(tmp_path):
     with pytest.raises(DataError, match="no pictures of the formats PNG, JPEG"):
         gathered(tmp_path / "a")
     (tmp_path / "a" / "1.heic").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"but 1 files \*.heic"):
+    with pytest.raises(DataError, match=r"but files \*.heic"):
         gathered(tmp_path / "a")
     pictures(tmp_path / "a", n=3)
-    with pytest.raises(DataError, match="3 different pictures are too few.*some fifty"):
+    with pytest.raises(
+        DataError, match="3 pictures make 3 different squares, too few .*some fifty"
+    ):
         gathered(tmp_path / "a")
     pictures(tmp_path / "a" / "cats")
     with pytest.raises(DataError, match="0.png lies beside subfolders"):
@@ -269,6 +271,15 @@ def test_bits_are_white_from_the_middle_on(tmp_path):
     assert all(part.whole.images.max() == 1 for part in found.parts.values())
 
 
+def test_pictures_that_are_one_as_bits_are_too_few(tmp_path):
+    (tmp_path / "a").mkdir()
+    for k in range(60):
+        Image.new("L", (SIDE, SIDE), 2 * k).save(tmp_path / "a" / f"{k}.png")
+    assert len(all_of(gathered(tmp_path / "a"))) == 60
+    with pytest.raises(DataError, match="60 pictures make 1 different bits, too few"):
+        gathered(tmp_path / "a", "bits:1")
+
+
 def test_a_folder_that_has_moved_is_found_under_the_root(tmp_path):
     pictures(tmp_path / "a" / "mine")
     name = own_images(tmp_path / "a" / "mine", "images:3", SIDE)
@@ -277,6 +288,8 @@ def test_a_folder_that_has_moved_is_found_under_the_root(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         gather(name)
     assert gather(name, tmp_path / "b").digest == digest
+    pictures(tmp_path / "a" / "mine", seed=1)  # where it was, there are others now
+    assert gather(name, tmp_path / "b").digest != digest
 
 
 # ---- an archive, and a table

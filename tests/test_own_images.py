@@ -221,7 +221,7 @@ def test_several_recipes_learn_from_the_same_pictures(genbook, pictures, tmp_pat
         ("comparison-mnist", "does not learn from other images than those of a data set"),
         ("relatives-cifar10-rates", "does not learn from other images"),
         ("vae-bmnist --images nowhere", "no nowhere is there"),
-        ("gan-mnist --smoke --images few", "9 different pictures are too few"),
+        ("gan-mnist --smoke --images few", "9 pictures make 9 different squares, too few"),
         ("simsiam-cifar10 --smoke --set k=99", "k=99 neighbours cannot vote among"),
         ("simsiam-cifar10 --smoke --set batch_size=4096", "batch_size is 4096"),
         ("simsiam-cifar10 --smoke --images one", "are all the same, and tell nothing"),

@@ -111,7 +111,7 @@ def _in_folder(folder: Path) -> Iterator[Found]:
     pictures = [path for path in seen if _is_picture(path)]
     if not pictures:
         endings = Counter(path.suffix for path in seen).most_common(1)
-        others = f", but {endings[0][1]} files *{endings[0][0]}" if endings else ""
+        others = f", but files *{endings[0][0]}" if endings else ""
         raise DataError(f"{folder}: no pictures of the formats {', '.join(_ENDINGS)}{others}")
     labels = {path.parts[0] if len(path.parts) > 1 else None for path in pictures}
     if None in labels and len(labels) > 1:
@@ -319,7 +319,7 @@ def gather(name: str, root: str | Path | None = None) -> Gathered:
 
     Args:
         name: as `own_images` gives it.
-        root: a folder to look in before the place that the name says.
+        root: a folder to look in where nothing is at the place that the name says any more.
     Raises:
         ValueError: another name.
         DataError: no images there, too few, or too many that cannot be used.
@@ -328,7 +328,7 @@ def gather(name: str, root: str | Path | None = None) -> Gathered:
     if not dataset.place:
         raise ValueError(f"name must be that of a reader's own images, got {name!r}")
     place = Path(dataset.place)
-    if root is not None and (Path(root).expanduser() / place.name).exists():
+    if root is not None and not place.exists():
         place = Path(root).expanduser() / place.name
     layout, pictures = _pictures(place)
     squares, raw, left_out = _squares(dataset, place, pictures)
@@ -340,9 +340,10 @@ def gather(name: str, root: str | Path | None = None) -> Gathered:
     order = sorted(range(len(sums)), key=lambda k: (sums[k], 0 if labels is None else labels[k]))
     rows = {split: [k for k in order if part_of(sums[k]) == split] for split in dataset.published}
     if any(len(some) < _LEAST for some in rows.values()):
+        kind = "bits" if dataset.white == 1 else "squares"
         raise DataError(
-            f"{place}: {len(set(sums))} different pictures are too few for parts to fit on, to choose by and to "
-            "test with; some fifty are enough"
+            f"{place}: {len(squares)} pictures make {len(set(sums))} different {kind}, too few for parts to fit on, "
+            "to choose by and to test with; some fifty are enough"
         )
     images = np.stack(squares)
     everything = sha256(images[order], None if labels is None else labels[order])

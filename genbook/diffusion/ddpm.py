@@ -96,7 +96,7 @@ class DDPM(NoisePredictor):
         return (x - a.sqrt() * guess.clamp(-1, 1)) / (1 - a).sqrt()
 
     @torch.no_grad()
-    def sample(self, n: int, steps: int = 50) -> Float[Tensor, "n c h w"]:
+    def sample(self, n: fields.Count, steps: fields.Count = 50) -> Float[Tensor, "n c h w"]:
         """Images in [−1, 1] by DDIM without fresh noise, with `clipped_noise`.
 
         Args:
@@ -111,7 +111,7 @@ class DDPM(NoisePredictor):
         return torch.cat(drawn)
 
     @torch.no_grad()
-    def sample_ancestral(self, n: int) -> Float[Tensor, "n c h w"]:
+    def sample_ancestral(self, n: fields.Count) -> Float[Tensor, "n c h w"]:
         """Images in [−1, 1] by all T steps, with `clipped_noise`; only the last is kept.
 
         Raises:

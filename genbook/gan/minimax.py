@@ -154,7 +154,7 @@ class GAN(nn.Module):
     @torch.no_grad()
     def sample(
         self,
-        n: int,
+        n: Count,
     ) -> Float[Tensor, "n c h w"]:
         """Images of `n` draws of the prior, in [−1, 1].
 

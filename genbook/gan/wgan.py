@@ -175,7 +175,7 @@ class WGAN(nn.Module):
     @torch.no_grad()
     def sample(
         self,
-        n: int,
+        n: Count,
     ) -> Float[Tensor, "n c h w"]:
         """Images of `n` draws of the prior, in [−1, 1].
 

@@ -159,7 +159,7 @@ class BernoulliVAE(nn.Module):
     @torch.no_grad()
     def sample(
         self,
-        n: int,
+        n: fields.Count,
         draw: bool = False,
     ) -> Float[Tensor, "n c h w"]:
         """`n` images by ancestral sampling: the means of p(x|z), or Bernoulli draws from them."""
