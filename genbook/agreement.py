@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from .data import Splits
+from .data import DataError, Splits
 from .families import family_of
 from .runs import Run
 
@@ -44,6 +44,14 @@ def verdict(
     return "agrees" if close else "differs"
 
 # %% ../nbs/agreement.ipynb #e8113d15
+def _check_own(run: Run, at_hand: Splits) -> None:
+    """Raise DataError where a reader's own images are no longer those of the run."""
+    place, recorded = at_hand.dataset.place, run.record["data"]["splits"]
+    if place and at_hand.provenance()["splits"] != recorded:
+        images = recorded.get("all", {}).get("size", 0)
+        raise DataError(f"{place} holds other images than the {images:,} that it was made from")
+
+
 def compare(
     run: Run,
     data_root: Path | None = None,  # where data sets are looked for first
@@ -52,13 +60,14 @@ def compare(
     """Each figure of a record beside the recomputed one, with the verdict, a row each.
 
     Raises:
-        DataError: the data are not at hand; `unchecked` has the rows that say so.
+        DataError: the data are not at hand, or a reader's own images are others; `unchecked` has the rows that say so.
         ValueError, KeyError, OSError: the record cannot be evaluated.
     """
     family, at_hand = family_of(run), None
     if not family.drawn:
         name, opened = run.record["data"]["name"], {} if opened is None else opened
         at_hand = opened.setdefault(name, Splits(name, data_root, download=False))
+        _check_own(run, at_hand)
     other = set() if at_hand is None else other_images(run, at_hand)
     found = family.figures(*family.build(run), at_hand)
     again = {key: metric["value"] for key, metric in found.items()}

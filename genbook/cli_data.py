@@ -72,11 +72,19 @@ def _data_row(dataset: Any, data_root: Path | None) -> dict:
 def data_fetch(
     name: Annotated[str, _DATA],
     data_root: DATA_ROOT = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="FILE_OR_URL",
+            help="A file, a folder or an address with the publisher's files; else the publisher and its mirrors.",
+        ),
+    ] = None,
 ) -> None:
-    """Download a data set from its publisher, check it and keep it."""
+    """Download a data set from its publisher or from elsewhere, check it and keep it."""
     from genbook import data
 
-    where = data.fetch(look_up(name, data.DATASETS, "data set"), data_root)
+    where = data.fetch(look_up(name, data.DATASETS, "data set"), data_root, source)
     print(
         f"{name} is drawn by the package: there is nothing to fetch"
         if where is None

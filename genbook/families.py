@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['FROM_RECIPE', 'FAMILIES', 'Recipe', 'Job', 'Made', 'Headline', 'Family', 'fit_recipe', 'Measured', 'family',
-           'all_recipes', 'recipe_fields', 'family_of']
+           'all_recipes', 'recipe_fields', 'family_of', 'with_images']
 
 # %% ../nbs/families.ipynb #dc872b19
 #| code-fold: true
@@ -31,18 +31,19 @@ from genbook.checkpoints import (
     misfit,
     save_checkpoint,
 )
-from .data import Splits
+from .data import Splits, data_set, own_images
+from .data.sets import OrOwn, Side
 from .descent import gather_processes, on_main
-from .fields import Count
+from .fields import Count, field_types
 from .randomness import own_randomness
-from .recipes import look_up
+from .recipes import as_name, look_up
 
 # %% ../nbs/families.ipynb #08d26f2d
 class Recipe(Protocol):
     """What every recipe has: a frozen dataclass with these fields, and others."""
 
     name: str  # of the run and of its folder
-    data: str  # the data set, a name in `genbook.data.DATASETS`
+    data: str  # the data set: a name in `genbook.data.DATASETS`, or of a reader's own images
     precision: str  # "fp32", or "bf16": products in bfloat16
     seed: int  # of all chance
 
@@ -118,6 +119,7 @@ class Family:
     features: Callable | None = None  # (model, images as levels) -> what judges look at
     draws_nothing: str = "it makes no images"  # why, where `draw` is None
     drawn: str = ""  # where the data come from, for a family without a data set
+    decode: Callable | None = None  # (recipe, model, z) -> images in [0, 1] of latents (n, L)
 
     def splits(self, recipe: Any, data_root: Path | None) -> Splits | None:
         """The recipe's data set, opened once for all that happens in a run."""
@@ -131,6 +133,8 @@ class Family:
         """
         runs.version_info()  # of the code as it is now, whatever is edited meanwhile
         splits = self.splits(recipe, job.data_root)
+        if splits is not None and splits.dataset.place:
+            splits.provenance()  # what is wrong with a reader's images is said before all else
         place = runs.Place(job.out)
         inside = dataclasses.replace(job, out=place.scratch)
         gather_processes(job.device)
@@ -404,3 +408,27 @@ def family_of(
         ValueError: a record of no family of the list.
     """
     return family(run.recipe["family"])
+
+# %% ../nbs/families.ipynb #76ba2665
+def with_images(
+    recipe: Any,
+    images: str | Path,  # a folder, an .npz or a .parquet file
+    side: Side | None = None,  # in pixels
+) -> Any:
+    """A recipe that learns from a reader's own images, with a name that says so.
+
+    Raises ValueError where there is nothing at that place, where its family learns from no such
+    images, or where its network cannot have that side.
+    """
+    kind = field_types(type(recipe)).get("data")
+    own = [rule for rule in getattr(kind, "__metadata__", ()) if isinstance(rule, OrOwn)]
+    if not own:
+        raise ValueError(f"{recipe.name} does not learn from other images than those of a data set")
+    place = Path(images).expanduser()
+    if not place.exists():
+        raise ValueError(
+            f"images must be a folder, an .npz or a .parquet file; no {place} is there"
+        )
+    data = own_images(place, own[0].kind, side or data_set(recipe.data).shape[1])
+    suffix = f"+images={place.resolve().name}" + (f"+side={side}" if side else "")
+    return dataclasses.replace(recipe, data=data, name=as_name(recipe.name + suffix))

@@ -52,7 +52,7 @@ def no_data(tmp_path, monkeypatch):
     """A machine without data: an empty cache, no `GENBOOK_DATA`, and no way to the publishers."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("GENBOOK_DATA", raising=False)
-    monkeypatch.setattr(fetching, "_BINARIZED_URL", "http://127.0.0.1:9/{part}.amat")
+    monkeypatch.setattr(fetching, "_BINARIZED", ("http://127.0.0.1:9/{part}.amat",))
 
 
 def sha256(*arrays):
@@ -811,7 +811,7 @@ def publish(name, server, monkeypatch):
     expected = {part: arrays(name, part) for part in DATASETS[name].published}
     small(name, monkeypatch, digests=digests_of(name) if DATASETS[name].digests else {})
     if name == "binarized_mnist":
-        monkeypatch.setattr(fetching, "_BINARIZED_URL", server.base + "/{part}.amat")
+        monkeypatch.setattr(fetching, "_BINARIZED", (server.base + "/{part}.amat",))
         server.files |= {f"{part}.amat": amat(pair[0]) for part, pair in expected.items()}
         return "valid.amat"
     server.files |= known_to_torchvision(monkeypatch, server.base)
@@ -860,6 +860,88 @@ def test_a_failed_download_leaves_nothing_and_can_be_repeated(
     server.ways[file] = "well"
     monkeypatch.setattr(fetching, "_TIMEOUT", 30)
     assert_is(load(name, "test"), *arrays(name, "test"))
+
+
+@pytest.fixture
+def second():
+    """Another server."""
+    running = Server()
+    yield running
+    running.close()
+
+
+@pytest.mark.parametrize("way", [404, "wrong", "cut off"])
+@pytest.mark.parametrize("kind", ["amat", "npz"])
+def test_a_second_mirror_is_asked_where_the_first_has_not_the_set(
+    tmp_path, monkeypatch, server, second, way, kind
+):
+    """The digests decide: also a first mirror that serves something else is passed over."""
+    file = publish("binarized_mnist", server, monkeypatch)
+    server.ways[file] = way
+    if kind == "amat":
+        second.files, mirror = dict(server.files), "/{part}.amat"
+    else:
+        buffer, mirror = io.BytesIO(), "/all.npz"
+        parts = {f"{part}_data": arrays("binarized_mnist", part)[0] for part in SIZES}
+        flat = {name: images.reshape(len(images), -1) for name, images in parts.items()}
+        np.savez(buffer, **{name: images.astype(np.float32) for name, images in flat.items()})
+        second.files["all.npz"] = buffer.getvalue()
+    mirrors = (*fetching._BINARIZED, second.base + mirror)
+    monkeypatch.setattr(fetching, "_BINARIZED", mirrors)
+    for part in SIZES:
+        assert_is(load("binarized_mnist", part), *arrays("binarized_mnist", part))
+    assert file in server.asked and second.asked
+    assert files_below(tmp_path / "cache") == ["genbook/binarized_mnist/binarized_mnist.npz"]
+
+
+def test_what_was_wrong_at_each_mirror_is_said(tmp_path, monkeypatch, server, second):
+    file = publish("binarized_mnist", server, monkeypatch)
+    server.ways[file] = 404
+    monkeypatch.setattr(
+        fetching, "_BINARIZED", (*fetching._BINARIZED, second.base + "/{part}.amat", server.base)
+    )
+    with pytest.raises(DataError) as told:
+        fetch("binarized_mnist", tmp_path / "root")
+    for base in (server.base, second.base):
+        assert f"{base}/{{part}}.amat: HTTP Error 404" in str(told.value)
+    assert "add: --from FILE_OR_FOLDER" in str(told.value)
+    assert files_below(tmp_path / "root") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        *((name, how) for name in REAL for how in ("folder", "address of a folder")),
+        *((name, how) for name in ("binarized_mnist", "cifar10") for how in ("file", "address")),
+    ],
+)
+def test_a_set_is_fetched_from_where_the_reader_says(tmp_path, monkeypatch, server, name, how):
+    publish(name, server, monkeypatch)
+    files = dict(server.files)
+    if name == "binarized_mnist":
+        files = {f"binarized_mnist_{file}": content for file, content in files.items()}
+    one = sorted(files)[0]
+    server.files = {f"a folder/{file}".replace(" ", "%20"): files[file] for file in files}
+    write(tmp_path / "a folder", files)
+    known_to_torchvision(monkeypatch)  # which no longer knows an address that answers
+    place = {
+        "folder": tmp_path / "a folder",
+        "file": tmp_path / "a folder" / one,
+        "address of a folder": f"{server.base}/a%20folder/",
+        "address": f"{server.base}/a%20folder/{one}",
+    }[how]
+    assert fetch(name, tmp_path / "root", str(place)) == tmp_path / "root"
+    assert_is(load(name, "test", tmp_path / "root", download=False), *arrays(name, "test"))
+
+
+def test_a_place_that_is_none_or_has_another_set_is_named(tmp_path, monkeypatch, server):
+    publish("binarized_mnist", server, monkeypatch)
+    with pytest.raises(ValueError, match="source must be an address, or a file or folder"):
+        fetch("binarized_mnist", tmp_path / "root", str(tmp_path / "nowhere"))
+    np.savez(tmp_path / "other.npz", train=np.zeros((20, 784)), valid=np.zeros((6, 784)))
+    with pytest.raises(DataError, match="download from .*other.npz failed"):
+        fetch("binarized_mnist", tmp_path / "root", str(tmp_path / "other.npz"))
+    assert files_below(tmp_path / "root") == []
 
 
 def test_offline_says_so(monkeypatch):
@@ -919,13 +1001,13 @@ def test_a_download_that_is_killed_leaves_nothing_to_be_found(tmp_path, monkeypa
     server.ways["test.amat"] = "stalled"
     program = (
         "import sys; from genbook import data; from genbook.data import fetching\n"
-        "fetching._BINARIZED_URL = sys.argv[1]\n"
+        "fetching._BINARIZED = (sys.argv[1],)\n"
         "data.DATASETS['binarized_mnist'] = eval('data.' + sys.argv[2])\n"
         "data.fetch('binarized_mnist')"
     )
     table = repr(DATASETS["binarized_mnist"])
     process = subprocess.Popen(
-        [sys.executable, "-c", program, fetching._BINARIZED_URL, table],
+        [sys.executable, "-c", program, fetching._BINARIZED[0], table],
         cwd=Path(__file__).parent.parent,
     )
     try:

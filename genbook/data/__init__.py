@@ -3,11 +3,12 @@
 from .fetching import fetch
 from .loading import Splits, check, digest, load, provenance
 from .reading import Copy, cache_root, data_roots, find, import_torchvision, parse_amat
-from .sets import DATASETS, DataError, DataSet, Photographs, Split
+from .sets import DATASETS, Colour, DataError, DataSet, Photographs, Split, data_set, own_images
 from .toys import toy_digits, toy_grey_digits, toy_house_numbers
 
 __all__ = [
     "DATASETS",
+    "Colour",
     "Copy",
     "DataError",
     "DataSet",
@@ -16,12 +17,14 @@ __all__ = [
     "Splits",
     "cache_root",
     "check",
+    "data_set",
     "data_roots",
     "digest",
     "fetch",
     "find",
     "import_torchvision",
     "load",
+    "own_images",
     "parse_amat",
     "provenance",
     "toy_digits",

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from genbook.data.reading import (
+    as_bytes,
     cache_root,
     find_under,
     import_torchvision,
@@ -36,7 +37,12 @@ __all__ = ['fetch']
 # %% ../../nbs/data/fetching.ipynb #cd410398
 _TIMEOUT = 30.0  # seconds in which `_LEAST` bytes must come, or a download is given up
 _LEAST = 300_000  # bytes: a set of 180 MB is here within five hours, or not at all
-_BINARIZED_URL = DATASETS["binarized_mnist"].source + "binarized_mnist_{part}.amat"
+_BINARIZED = (  # tried in turn; the digests of the content decide
+    DATASETS["binarized_mnist"].source + "binarized_mnist_{part}.amat",
+    "https://raw.githubusercontent.com/mingzhang-yin/ARM-gradient/"
+    "bac893cfcec486bbd00b755b12cf8402053b0e84/binarized_mnist_{part}.amat",
+    "https://github.com/mgermain/MADE/releases/download/ICML2015/binarized_mnist.npz",
+)
 
 
 @dataclass
@@ -102,25 +108,55 @@ def _download(url: str, path: Path, most: int) -> Path:
     return path
 
 # %% ../../nbs/data/fetching.ipynb #05923786
-def _fetch_binarized(folder: Path) -> None:
-    """Download the three text files, check their content and keep them as one compressed archive."""
+def _amat_parts(source: str, folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The parts of the binarised set from text files at an address with `{part}` in it."""
     dataset = DATASETS["binarized_mnist"]
-    parts = {}
+    width = int(np.prod(dataset.shape))
     for part, count in dataset.published.items():
-        url = _BINARIZED_URL.format(part=part)
-        width = int(np.prod(dataset.shape))
+        url = source.format(part=part)
         most = count * (2 * width + 2)  # a digit and a blank for each pixel, and the end of a line
         text = _download(url, folder / url.rsplit("/", 1)[-1], most)
-        values = parse_amat(text.read_bytes(), width)
+        yield part, parse_amat(text.read_bytes(), width)
         text.unlink()
-        if len(values) != count or sha256(values, None) != dataset.digests[part]:
-            raise OSError(f"the content of {url} is not the published one (wrong checksum)")
-        parts[part] = values
+
+
+def _archived_parts(source: str, folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The parts of the binarised set from an archive of NumPy, called `train` or `train_data` and so on."""
+    dataset = DATASETS["binarized_mnist"]
+    values = sum(dataset.published.values()) * int(np.prod(dataset.shape))
+    path = _download(source, folder / "archive.npz", 8 * values + 2**20)  # real numbers, at most
+    with np.load(path, allow_pickle=False) as archive:
+        for part, count in dataset.published.items():
+            found = archive[part if part in archive else f"{part}_data"].reshape(count, -1)
+            yield part, as_bytes(found.astype(np.int64), "pixels")
+    path.unlink()
+
+
+def _fetch_binarized(folder: Path, sources: Sequence[str]) -> None:
+    """Download the set from the first place that has it as published, and keep it as one archive.
+
+    Raises OSError with what was wrong at each place.
+    """
+    dataset, problems = DATASETS["binarized_mnist"], []
     path = folder / dataset.name / "binarized_mnist.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **parts)
+    for source in sources:
+        read = _amat_parts if "{part}" in source else _archived_parts
+        try:
+            parts = dict(read(source, folder))
+            for part, count in dataset.published.items():
+                if len(parts[part]) != count or sha256(parts[part], None) != dataset.digests[part]:
+                    raise OSError(f"its {part} part is not the published one (wrong checksum)")
+        except Exception as error:
+            problems.append(f"{source}: {error}")
+            for left in (each for each in folder.iterdir() if each.is_file()):
+                left.unlink()
+            continue
+        np.savez_compressed(path, **parts)
+        return
+    raise OSError("; ".join(problems))
 
-
+# %% ../../nbs/data/fetching.ipynb #f1352059
 _BYTES = {  # of the publishers' files
     "train-images-idx3-ubyte.gz": 9_912_422,
     "train-labels-idx1-ubyte.gz": 28_881,
@@ -162,13 +198,14 @@ def _download_first(urls: list[str], path: Path, md5: str) -> None:
     raise problem
 
 
-def _fetch_torchvision(name: str, folder: Path) -> None:
+def _fetch_torchvision(name: str, folder: Path, source: str | None) -> None:
     """Download what torchvision's own classes then find, check and unpack."""
     import_torchvision()
     from torchvision import datasets
 
     for urls, file, md5 in _published(name):
-        _download_first(urls, folder / file, md5)
+        known = [_at(source, Path(file).name)] if source is not None else urls
+        _download_first(known, folder / file, md5)
     if name == "mnist":
         datasets.MNIST(folder, download=True)
         for archive in (folder / "MNIST" / "raw").glob("*.gz"):
@@ -176,6 +213,32 @@ def _fetch_torchvision(name: str, folder: Path) -> None:
     elif name == "cifar10":
         datasets.CIFAR10(folder / name, download=True)
         (folder / name / datasets.CIFAR10.filename).unlink()
+
+# %% ../../nbs/data/fetching.ipynb #22db2c0c
+def _address(place: str) -> str:
+    """A place as an address. Raises ValueError where it is neither one nor a file that is there."""
+    if "://" in place:
+        return place
+    path = Path(place).expanduser()
+    if not path.exists():
+        raise ValueError(
+            f"source must be an address, or a file or folder that is there; got {place}"
+        )
+    return path.resolve().as_uri()
+
+
+def _at(source: str, file: str) -> str:
+    """The address of a file: the place itself where it is called so, else in that folder."""
+    return source if source.rsplit("/", 1)[-1] == file else f"{source.rstrip('/')}/{file}"
+
+
+def _binarized_at(source: str) -> str:
+    """An address of the binarised set: an archive, or text files with `{part}` in their name."""
+    folder, _, file = source.rpartition("/")
+    if file.endswith(".npz") or "{part}" in source:
+        return source
+    within = folder if file.endswith(".amat") else source.rstrip("/")
+    return f"{within.replace('{', '%7B').replace('}', '%7D')}/binarized_mnist_{{part}}.amat"
 
 # %% ../../nbs/data/fetching.ipynb #e46a2828
 def _scratch(root: Path, name: str) -> tempfile.TemporaryDirectory:
@@ -216,8 +279,8 @@ def _complete(name: str, root: Path) -> bool:
     return True
 
 # %% ../../nbs/data/fetching.ipynb #8f39d4d5
-def fetch(name: str, root: str | Path | None = None) -> Path | None:
-    """Download a data set from its publisher, check it, and put it where `load` finds it.
+def fetch(name: str, root: str | Path | None = None, source: str | None = None) -> Path | None:
+    """Download a data set from its publisher or from elsewhere, check it, and put it where `load` finds it.
 
     A complete and sound copy under the same root is left as it is. Files are downloaded to a scratch folder and moved
     into place when all are there and checked, so that no half of one is ever found.
@@ -225,29 +288,32 @@ def fetch(name: str, root: str | Path | None = None) -> Path | None:
     Args:
         name: a name in `DATASETS`.
         root: where to put it; the user's cache where none is given.
+        source: a file, a folder or an address that has the publisher's files; the publisher and its mirrors if none.
     Returns:
-        The root under which it now lies; None for a set that is drawn and needs no files.
+        The root under which it now lies; None for a set that is drawn, or the reader's.
     Raises:
-        ValueError: no such data set.
+        ValueError: no such data set, or no such source.
         DataError: the download failed, its checksum is wrong, or the folder cannot be written to.
     """
     dataset = data_set(name)
-    if dataset.embedded:
+    if dataset.embedded or dataset.place:
         return None
     root = Path(root).expanduser() if root is not None else cache_root()
     if _complete(name, root):
         return root
+    given = None if source is None else _address(source)
     with _scratch(root, name) as folder:
         try:
             if name == "binarized_mnist":
-                _fetch_binarized(Path(folder))
+                _fetch_binarized(Path(folder), [_binarized_at(given)] if given else _BINARIZED)
             else:
-                _fetch_torchvision(name, Path(folder))
+                _fetch_torchvision(name, Path(folder), given)
         except Exception as error:
             reason = " ".join(str(error).split())
             raise DataError(
-                f"{name}: the download from {dataset.source} failed ({reason}). Nothing was kept. With a network at "
-                f"hand, try again: {mending_command(name, root)}. Without one, copy the publisher's files under {root}"
+                f"{name}: the download from {source or dataset.source} failed ({reason}). Nothing was kept. With a "
+                f"network at hand, try again: {mending_command(name, root)}. Without one, get the publisher's files "
+                "from elsewhere and add: --from FILE_OR_FOLDER"
             ) from error
         _move(Path(folder), root)
     return root

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from .fetching import fetch
+from .folder import Gathered, gather
 from genbook.data.reading import (
     Copy,
     Part,
@@ -36,7 +38,7 @@ class Splits:
     part is read once and each split hashed once, however often they are used. What is handed out shares memory.
 
     Args:
-        name: a name in `DATASETS`.
+        name: a name in `DATASETS`, or that of a reader's own images.
         root: a folder to look in before `$GENBOOK_DATA` and the user's cache.
         download: whether to download a set that is found nowhere.
     Raises:
@@ -77,12 +79,22 @@ class Splits:
     def provenance(self) -> dict:
         """What a record keeps about the data it was made from: name, source, layout, and each split's size and digest.
 
-        It holds no path, so that a record says nothing about the machine it was made on.
+        It holds no path, so that a record says nothing about the machine it was made on; but for a reader's own
+        images, which have no other name.
         """
+        if self.dataset.place:
+            return self._gathered.provenance()
         return _provenance(self.dataset, [self._open(part) for part in self.dataset.published])
+
+    @cached_property
+    def _gathered(self) -> Gathered:
+        """A reader's own images, read at most once."""
+        return gather(self.name, self.root)
 
     def _open(self, part: str) -> Opened:
         """A published part, read at most once."""
+        if self.dataset.place:
+            return Opened(self._gathered.parts[part], copy=None)
         if part not in self._opened:
             self._opened[part] = open_part(self.name, part, self.root, self.download)
         return self._opened[part]
@@ -97,7 +109,7 @@ class Opened(NamedTuple):
     """A published part in memory, and the copy that it was read from."""
 
     part: Part
-    copy: Copy | None  # None for one that is drawn
+    copy: Copy | None  # None for one that is drawn, or is the reader's
 
 
 def open_part(name: str, part: str, root: str | Path | None, download: bool) -> Opened:
@@ -128,7 +140,7 @@ def load(
     """One split of a data set, in memory.
 
     Args:
-        name: a name in `DATASETS`.
+        name: a name in `DATASETS`, or that of a reader's own images.
         split: "train", "valid", "test" or "train+valid". Where no validation set is published, "valid" is the end of
             the published training part (`DataSet.held_out` images), "train" what stands before it.
         root: a folder to look in before `$GENBOOK_DATA` and the user's cache.
@@ -237,6 +249,8 @@ def check(name: str, root: str | Path | None = None) -> dict:
     Raises:
         ValueError: no such data set.
     """
+    if data_set(name).place:
+        raise ValueError(f"name={name!r} is no published set that images could be compared with")
     report: dict[str, Any] = {"name": name, "ok": True, "splits": {}, "notes": [], "problems": []}
     for part in data_set(name).published:
         rows, notes, problem = _check_part(name, part, root)

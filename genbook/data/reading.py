@@ -124,7 +124,7 @@ def find(name: str, part: str = "train", root: str | Path | None = None) -> Copy
         raise ValueError(
             f"part={part!r} is no published part of {name}; there are {', '.join(data_set(name).published)}"
         )
-    if DATASETS[name].embedded:
+    if name not in DATASETS or DATASETS[name].embedded:
         return None
     return next(
         (copy for place in data_roots(root) if (copy := find_under(name, part, place))), None

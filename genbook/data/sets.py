@@ -4,17 +4,20 @@
 #| code-fold: true
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from ..fields import OneOf, one_of
+from ..fields import OneOf, check_value, one_of, within
 
 # %% auto #0
-__all__ = ['DATASETS', 'Labelled', 'BinaryDigits', 'LabelledDigits', 'Photographs', 'Split', 'DataError', 'DataSet', 'data_set']
+__all__ = ['DATASETS', 'Side', 'Labelled', 'Photographs', 'Binary', 'GreyDigits', 'Colour', 'Split', 'DataError', 'DataSet',
+           'own_images', 'data_set', 'OrOwn']
 
 # %% ../../nbs/data/sets.ipynb #ba4413ec
 class Split(NamedTuple):
@@ -42,6 +45,7 @@ class DataSet:
     white: int = 255  # the largest value of a pixel; 1 in the sets of zeros and ones
     digests: dict[str, str] = field(default_factory=dict)  # SHA-256 of each split, where known
     embedded: bool = False  # drawn by this package: no files, no download
+    place: str = ""  # of a reader's own images, whose numbers are known when they are read
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -138,11 +142,49 @@ DATASETS: dict[str, DataSet] = {
 }
 
 # %% ../../nbs/data/sets.ipynb #929523ef
+Side = Annotated[int, within(4, 1024)]  # of a reader's own images, in pixels
+_OWN = re.compile(r"(images|bits):([13])x([1-9]\d{0,3}):(.+)", re.DOTALL)
+
+
+def own_images(
+    path: str | Path,
+    kind: str,
+    side: Side,
+) -> str:
+    """The name of a reader's own images, in the place of a data set.
+
+    Args:
+        path: a folder or a file; see `genbook.data.folder`.
+        kind: "images:3" in colour, "images:1" in grey, or "bits:1".
+        side: to which they are brought, in pixels.
+    Raises:
+        ValueError: another kind, or a side that is out of range.
+    """
+    return data_set(f"{kind}x{side}:{Path(path).expanduser().resolve()}").name
+
+
 def data_set(name: str) -> DataSet:
-    """The entry of the table. Raises ValueError, which names the sets there are, where there is none."""
-    if name not in DATASETS:
+    """The entry of the table, or a reader's own images.
+
+    Raises ValueError, which names the sets there are, where there is none.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    if (found := _OWN.fullmatch(name)) is None:
         raise ValueError(f"name={name!r} is no data set; there are {', '.join(DATASETS)}")
-    return DATASETS[name]
+    kind, channels, digits, place = found.groups()
+    side = check_value(int(digits), Side, "side")
+    return DataSet(
+        name=name,
+        shape=(int(channels), side, side),
+        classes=None,
+        published=dict.fromkeys(("train", "valid", "test"), 0),
+        held_out=0,
+        licence="the reader's",
+        source="a reader's own images",
+        white=1 if kind == "bits" else 255,
+        place=place,
+    )
 
 # %% ../../nbs/data/sets.ipynb #242febf2
 def _such(wanted: Callable[[DataSet], bool]) -> OneOf:
@@ -150,7 +192,28 @@ def _such(wanted: Callable[[DataSet], bool]) -> OneOf:
     return one_of(name for name, dataset in DATASETS.items() if wanted(dataset))
 
 
+@dataclass(frozen=True)
+class OrOwn(OneOf):
+    """Names of a list, or of a reader's own images of one kind."""
+
+    kind: str  # of those images, as their names begin
+
+    def __call__(self, given: str) -> str:
+        """The name. Raises ValueError where it is of neither."""
+        if _OWN.fullmatch(given) and given.startswith(f"{self.kind}x"):
+            return data_set(given).name
+        return super().__call__(given)
+
+
+def _or_own(kind: str, wanted: Callable[[DataSet], bool]) -> OrOwn:
+    """The same, and a reader's own images."""
+    return OrOwn(_such(wanted).names, kind)
+
+
 Labelled = Annotated[str, _such(lambda it: it.classes is not None)]
-BinaryDigits = Annotated[str, _such(lambda it: it.shape == (1, 28, 28) and it.white == 1)]
-LabelledDigits = Annotated[str, _such(lambda it: it.shape == (1, 28, 28) and bool(it.classes))]
 Photographs = Annotated[str, _such(lambda it: it.shape == (3, 32, 32))]
+Binary = Annotated[str, _or_own("bits:1", lambda it: it.shape == (1, 28, 28) and it.white == 1)]
+GreyDigits = Annotated[
+    str, _or_own("images:1", lambda it: it.shape == (1, 28, 28) and bool(it.classes))
+]
+Colour = Annotated[str, _or_own("images:3", lambda it: it.shape == (3, 32, 32))]

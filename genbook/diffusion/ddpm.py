@@ -2,14 +2,15 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'FAMILY', 'train', 'build', 'evaluate', 'sample', 'NoisePredictor', 'denoising_loss', 'DDPM',
-           'spread_steps', 'losses', 'bound_terms', 'DDPMRecipe', 'figures', 'keep_samples', 'portrait', 'make', 'draw']
+           'spread_steps', 'losses', 'bound_terms', 'DDPMRecipe', 'figures', 'keep_samples', 'portrait', 'make', 'draw',
+           'decode']
 
 # %% ../../nbs/diffusion/ddpm.ipynb #f6b83930
 #| code-fold: true
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from .. import fields, runs
-from ..data import Photographs, Splits
+from ..data import Colour, Splits, data_set
 from .derivation import Diffusion, extract, linear_betas, t_sample
 from .sampling import sample_ancestral, sample_ddim
 from .unet import UNet
@@ -37,18 +38,19 @@ class NoisePredictor(nn.Module):
         timesteps: T.
         dim: channels of the U-Net at full size, and numbers in each of its heads.
         mults: channels at each size, as multiples of `dim`.
+        shape: of an image, with sides that can be halved between the sizes.
     """
-
-    shape = (3, 32, 32)  # of an image
 
     def __init__(
         self,
         timesteps: int = 1000,
         dim: int = 32,
         mults: tuple[int, ...] = (1, 2, 4, 8),
+        shape: tuple[int, int, int] = (3, 32, 32),
     ):
         super().__init__()
-        self.unet = UNet(dim, mults, head_dim=dim)
+        self.shape = shape
+        self.unet = UNet(dim, mults, channels=shape[0], head_dim=dim)
         self.diffusion = Diffusion(linear_betas(timesteps))
 
     @property
@@ -94,7 +96,7 @@ class DDPM(NoisePredictor):
         return (x - a.sqrt() * guess.clamp(-1, 1)) / (1 - a).sqrt()
 
     @torch.no_grad()
-    def sample(self, n: int, steps: int = 50) -> Float[Tensor, "n c h w"]:
+    def sample(self, n: fields.Count, steps: fields.Count = 50) -> Float[Tensor, "n c h w"]:
         """Images in [−1, 1] by DDIM without fresh noise, with `clipped_noise`.
 
         Args:
@@ -109,7 +111,7 @@ class DDPM(NoisePredictor):
         return torch.cat(drawn)
 
     @torch.no_grad()
-    def sample_ancestral(self, n: int) -> Float[Tensor, "n c h w"]:
+    def sample_ancestral(self, n: fields.Count) -> Float[Tensor, "n c h w"]:
         """Images in [−1, 1] by all T steps, with `clipped_noise`; only the last is kept.
 
         Raises:
@@ -157,7 +159,7 @@ def losses(
 @torch.no_grad()
 def bound_terms(
     model: DDPM,
-    images: UInt8[Tensor, "n 3 h w"],
+    images: UInt8[Tensor, "n c h w"],
     first: int = 1000,
     least: int = 4,
     seed: int = 0,
@@ -192,20 +194,18 @@ def bound_terms(
     return means, torch.stack([group.var() / len(group) for group in groups]), counts
 
 # %% ../../nbs/diffusion/ddpm.ipynb #56e311e7
+_Mults = Annotated[fields.Sizes, fields.entries(2, 6)]
+
+
 @dataclass(frozen=True)
 class DDPMRecipe(fields.Checked):
     """Everything that determines a run of a denoising diffusion model."""
 
     name: fields.Name  # of the run and of its folder
-    data: Photographs = "svhn"  # 66,000 images to train on, 7,257 held out of the training part
+    data: Colour = "svhn"  # 66,000 images to train on, 7,257 held out of the training part
     timesteps: Annotated[int, fields.within(2, 100_000)] = 1000  # T, the course's
     dim: Annotated[fields.Width, fields.multiple_of(8)] = 32  # channels at full size, the course's
-    mults: Annotated[fields.Sizes, fields.entries(2, 6)] = (
-        1,
-        2,
-        4,
-        8,
-    )  # the course's: 8.07 million parameters
+    mults: _Mults = (1, 2, 4, 8)  # the course's: 8.07 million parameters
     epochs: fields.Count = 30  # the course's, of 1,031 steps
     batch_size: fields.Count = 64  # the course's
     lr: fields.Rate = 1e-4  # of Adam, the course's, constant
@@ -222,38 +222,29 @@ class DDPMRecipe(fields.Checked):
     def smoke(self) -> "DDPMRecipe":
         """The same recipe on toy house numbers: a tiny network, few steps, one epoch."""
         return dataclasses.replace(
-            self,
-            precision="fp32",  # fast on every processor
-            data="toy_house_numbers",
-            timesteps=40,
-            dim=8,
-            mults=(1, 1, 2, 2),
-            epochs=1,
-            lr=1e-3,
-            ema=0.9,
-            sampler_steps=5,
-            samples=16,
-            eval_images=100,
-            bound_images=50,
-            sample_epochs=(1,),
-        )
+            self, precision="fp32", data="toy_house_numbers", timesteps=40, dim=8,
+            mults=(1, 1, 2, 2), epochs=1, lr=1e-3, ema=0.9, sampler_steps=5, samples=16,
+            eval_images=100, bound_images=50, sample_epochs=(1,),
+        )  # fmt: skip
+
+    def disagreements(self) -> Iterable[str]:
+        """The U-Net halves the side between its sizes."""
+        side, step = data_set(self.data).shape[1], 2 ** (len(self.mults) - 1)
+        if side % step:
+            yield f"the U-Net needs a side that {step} divides, got {side}"
 
     def model(self) -> DDPM:
-        """The untrained model, its weights drawn from the seed."""
+        """The untrained model of the data's shape, its weights drawn from the seed."""
         with own_randomness(self.seed):
-            return DDPM(self.timesteps, self.dim, self.mults)
+            return DDPM(self.timesteps, self.dim, self.mults, data_set(self.data).shape)
 
     def objective(self) -> Callable:
         """What is minimised, a function of model and batch."""
         return denoising_loss
 
 # %% ../../nbs/diffusion/ddpm.ipynb #3678cab8
-_COMPACT = DDPMRecipe(
-    "ddpm-svhn-compact",
-    mults=(1, 2, 3, 4),
-    epochs=12,
-    lr=3e-4,  # for fewer steps than the course's
-    sample_epochs=(1, 5, 10, 12),
+_COMPACT = DDPMRecipe(  # the rate is higher, for fewer steps than the course's
+    "ddpm-svhn-compact", mults=(1, 2, 3, 4), epochs=12, lr=3e-4, sample_epochs=(1, 5, 10, 12)
 )
 _BUDGET = dataclasses.replace(
     _COMPACT, dim=16, mults=(1, 2, 4, 4), epochs=6, lr=5e-4, sample_epochs=(1, 3, 6)
@@ -459,20 +450,22 @@ def make(recipe: DDPMRecipe, job: Job, splits: Splits) -> Made | None:
             keep_samples(job.out, recipe, model, epoch)
 
     return fit_recipe(
-        recipe,
-        recipe.model(),
-        recipe.objective(),
-        splits.train.images,
-        job,
-        evaluate=evaluate,
-        on_epoch=keep,
-        checkpoint_seconds=120,
-    )
+        recipe, recipe.model(), recipe.objective(), splits.train.images, job,
+        evaluate=evaluate, on_epoch=keep, checkpoint_seconds=120,
+    )  # fmt: skip
 
 
 def draw(recipe: DDPMRecipe, model: DDPM, n: int) -> Float[Tensor, "n c h w"]:
     """Images by DDIM, in [0, 1]."""
     return show_pixels(model.sample(n, recipe.sampler_steps))
+
+
+def decode(
+    recipe: DDPMRecipe, model: DDPM, z: Float[Tensor, "n latent"]
+) -> Float[Tensor, "n c h w"]:
+    """Images, in [0, 1], of draws of x_T, by DDIM: without fresh noise each is a function of its x_T."""
+    x, steps = z.unflatten(1, model.shape), min(recipe.sampler_steps, recipe.timesteps)
+    return show_pixels(sample_ddim(model.clipped_noise, model.diffusion, x, steps))
 
 
 _BITS = "test bits a channel, by the bound"
@@ -493,6 +486,7 @@ FAMILY = Family(
     make=make,
     figures=figures,
     draw=draw,
+    decode=decode,
     portrait=portrait,
 )
 train, build, evaluate, sample = FAMILY.train, FAMILY.build, FAMILY.evaluate, FAMILY.sample

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .. import runs
 from ..data import Splits
-from ..data.sets import LabelledDigits
+from ..data.sets import GreyDigits, data_set
 from ..families import Family, Headline, Job, Made, fit_recipe
 from genbook.fields import (
     Checked,
@@ -47,17 +47,19 @@ from ..viz import to_png
 
 # %% ../../nbs/gan/minimax.ipynb #be04ee19
 class MLPGenerator(nn.Sequential):
-    """A grey image of 28 × 28 pixels, in [−1, 1], for each latent.
+    """A grey image, in [−1, 1], for each latent.
 
     Args:
         latent: L, the dimension of z.
         hidden: units of each hidden layer; all but the first have BatchNorm.
+        shape: of an image.
     """
 
     def __init__(
         self,
         latent: int = 100,
         hidden: tuple[int, ...] = (128, 256, 512, 1024),
+        shape: tuple[int, int, int] = (1, 28, 28),
     ):
         layers: list[nn.Module] = []
         for i, (n_in, n_out) in enumerate(zip((latent, *hidden), hidden)):
@@ -65,14 +67,14 @@ class MLPGenerator(nn.Sequential):
             if i > 0:
                 layers.append(nn.BatchNorm1d(n_out))
             layers.append(nn.LeakyReLU(0.2))
-        layers += [nn.Linear(hidden[-1], 784), nn.Tanh(), nn.Unflatten(1, (1, 28, 28))]
+        layers += [nn.Linear(hidden[-1], math.prod(shape)), nn.Tanh(), nn.Unflatten(1, shape)]
         super().__init__(*layers)
         self.latent = latent
 
     def forward(
         self,
         z: Float[Tensor, "batch latent"],
-    ) -> Float[Tensor, "batch 1 28 28"]:
+    ) -> Float[Tensor, "batch c h w"]:
         """The images of latents.
 
         Raises:
@@ -84,32 +86,36 @@ class MLPGenerator(nn.Sequential):
 
 # %% ../../nbs/gan/minimax.ipynb #49773257
 class MLPDiscriminator(nn.Sequential):
-    """A logit for each image of 28 × 28 pixels: of the probability that it is real.
+    """A logit for each image: of the probability that it is real.
 
     Args:
         hidden: units of each hidden layer.
+        shape: of an image.
     """
 
     def __init__(
         self,
         hidden: tuple[int, ...] = (512, 256),
+        shape: tuple[int, int, int] = (1, 28, 28),
     ):
         layers: list[nn.Module] = [nn.Flatten()]
-        for n_in, n_out in zip((28 * 28, *hidden), hidden):
+        for n_in, n_out in zip((math.prod(shape), *hidden), hidden):
             layers += [nn.Linear(n_in, n_out), nn.LeakyReLU(0.2)]
         super().__init__(*layers, nn.Linear(hidden[-1], 1))
+        self.shape = shape
 
     def forward(
         self,
-        x: Float[Tensor, "batch 1 28 28"],
+        x: Float[Tensor, "batch c h w"],
     ) -> Float[Tensor, "batch"]:
         """The logits of images in [−1, 1].
 
         Raises:
             ValueError: another shape.
         """
-        if x.ndim != 4 or x.shape[1:] != (1, 28, 28):
-            raise ValueError(f"x must be of shape (B, 1, 28, 28), got {tuple(x.shape)}")
+        if x.ndim != 4 or x.shape[1:] != self.shape:
+            wanted = ", ".join(map(str, self.shape))
+            raise ValueError(f"x must be of shape (B, {wanted}), got {tuple(x.shape)}")
         return super().forward(x)[:, 0]
 
 # %% ../../nbs/gan/minimax.ipynb #52bc708b
@@ -118,16 +124,18 @@ class GAN(nn.Module):
 
     Args:
         latent: L, the dimension of z.
+        shape: of an image.
     """
 
     def __init__(
         self,
         latent: int = 100,
+        shape: tuple[int, int, int] = (1, 28, 28),
     ):
         super().__init__()
         self.latent = latent
-        self.discriminator = MLPDiscriminator()
-        self.generator = MLPGenerator(latent)
+        self.discriminator = MLPDiscriminator(shape=shape)
+        self.generator = MLPGenerator(latent, shape=shape)
 
     def draw(
         self,
@@ -146,8 +154,8 @@ class GAN(nn.Module):
     @torch.no_grad()
     def sample(
         self,
-        n: int,
-    ) -> Float[Tensor, "n 1 28 28"]:
+        n: Count,
+    ) -> Float[Tensor, "n c h w"]:
         """Images of `n` draws of the prior, in [−1, 1].
 
         Raises:
@@ -158,7 +166,7 @@ class GAN(nn.Module):
 # %% ../../nbs/gan/minimax.ipynb #dc3dde3f
 def discriminator_objective(
     model: GAN,
-    batch: UInt8[Tensor, "batch 1 28 28"],
+    batch: UInt8[Tensor, "batch c h w"],
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Minus the value of the game in nats, on real images and fakes ({eq}`eq-gan-value`)."""
     real = scale_pixels(batch)
@@ -175,7 +183,7 @@ def discriminator_objective(
 
 def generator_objective(
     model: GAN,
-    batch: UInt8[Tensor, "batch 1 28 28"],
+    batch: UInt8[Tensor, "batch c h w"],
     saturating: bool = False,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """What the generator makes small, on as many fakes as the batch has images.
@@ -190,23 +198,24 @@ def generator_objective(
 
 # %% ../../nbs/gan/minimax.ipynb #b373d292
 class DigitClassifier(nn.Sequential):
-    """Logits of the ten digits for images `(B, 1, 28, 28)` in [−1, 1]: a small network."""
+    """Logits of the classes for grey images in [−1, 1], ten digits of 28 × 28 pixels: a small network."""
 
-    def __init__(self):
+    def __init__(self, side: Count = 28, classes: Count = 10):
+        quarter = -(-side // 4)
         super().__init__(
             nn.Conv2d(1, 32, kernel_size=3, stride=2, padding=1),
             nn.ReLU(),
             nn.Conv2d(32, 64, kernel_size=3, stride=2, padding=1),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(64 * 7 * 7, 128),
+            nn.Linear(64 * quarter**2, 128),
             nn.ReLU(),
-            nn.Linear(128, 10),
+            nn.Linear(128, classes),
         )
 
     def features(
         self,
-        x: Float[Tensor, "batch 1 28 28"],
+        x: Float[Tensor, "batch c h w"],
     ) -> Float[Tensor, "batch 128"]:
         """What the last hidden layer says of images in [−1, 1]."""
         for layer in list(self)[:-1]:
@@ -216,7 +225,7 @@ class DigitClassifier(nn.Sequential):
 # %% ../../nbs/gan/minimax.ipynb #a1d3e2cf
 def classification(
     model: DigitClassifier,
-    batch: tuple[UInt8[Tensor, "batch 1 28 28"], Integer[Tensor, "batch"]],
+    batch: tuple[UInt8[Tensor, "batch c h w"], Integer[Tensor, "batch"]],
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Cross-entropy of the labels of images, in nats."""
     images, labels = batch
@@ -224,21 +233,22 @@ def classification(
 
 
 def train_classifier(
-    images: UInt8[Tensor, "n 1 28 28"],
+    images: UInt8[Tensor, "n c h w"],
     labels: Integer[Tensor, "n"],
     seed: int = 0,
     epochs: int = 5,
     precision: str = "bf16",
+    classes: Count = 10,
 ) -> DigitClassifier:
-    """A classifier of digits, trained for some epochs on levels from 0 to 255."""
+    """A classifier of digits, or of other classes, trained for some epochs on levels from 0 to 255."""
     with own_randomness(seed):
-        model = DigitClassifier()
+        model = DigitClassifier(images.shape[-1], classes)
     result = fit(
         model,
         classification,
         (images, labels),
         epochs=epochs,
-        batch_size=100,
+        batch_size=min(100, len(images)),
         lr=2e-3,
         schedule="one-cycle",
         seed=seed,
@@ -253,9 +263,10 @@ def build_classifier(
     folder: str | Path,
 ) -> DigitClassifier:
     """The classifier that a run keeps beside its model."""
-    classifier = DigitClassifier()
-    path = Path(folder) / "classifier.safetensors"
-    classifier.load_state_dict(runs.load_weights(path))
+    weights = runs.load_weights(Path(folder) / "classifier.safetensors")
+    side = 4 * math.isqrt(weights["5.weight"].shape[1] // 64)  # or up to three pixels less
+    classifier = DigitClassifier(side, len(weights["7.weight"]))
+    classifier.load_state_dict(weights)
     return classifier.eval()
 
 # %% ../../nbs/gan/minimax.ipynb #06ccc937
@@ -264,7 +275,7 @@ class GANRecipe(Checked):
     """Everything that determines a run of a minimax GAN."""
 
     name: Name  # of the run and of its folder
-    data: LabelledDigits = "mnist"  # grey digits; all 60,000 of the training part
+    data: GreyDigits = "mnist"  # grey digits; all 60,000 of the training part
     latent: Width = 100  # L, the course's
     saturating: bool = False  # the generator descends log(1 − D), else −log D
     epochs: Count = 200  # the course's
@@ -279,18 +290,14 @@ class GANRecipe(Checked):
     def smoke(self) -> "GANRecipe":
         """The same recipe on toy digits: two short epochs and few samples."""
         return dataclasses.replace(
-            self,
-            precision="fp32",
-            data="toy_digits",
-            epochs=2,
-            sample_epochs=(0, 2),
+            self, precision="fp32", data="toy_digits", epochs=2, sample_epochs=(0, 2),
             eval_samples=500,
-        )
+        )  # fmt: skip
 
     def model(self) -> GAN:
-        """The untrained model, its weights drawn from the seed."""
+        """The untrained model of the data's shape, its weights drawn from the seed."""
         with own_randomness(self.seed):
-            return GAN(self.latent)
+            return GAN(self.latent, data_set(self.data).shape)
 
     def objective(self) -> list[Player]:
         """What is minimised: each player moves once on every batch."""
@@ -311,14 +318,39 @@ class Played(NamedTuple):
     """What is kept of a game."""
 
     model: GAN
-    classifier: DigitClassifier  # that names the samples
+    classifier: DigitClassifier | None  # that names the samples; None where nothing has a label
 
 
 def load_played(recipe: GANRecipe, weights: Path) -> Played:
-    """The pair with its recorded weights, and the classifier beside it."""
+    """The pair with its recorded weights, and the classifier beside it where there is one."""
     model = recipe.model()
     model.load_state_dict(runs.load_weights(weights))
-    return Played(model.eval(), build_classifier(weights.parent))
+    named = (weights.parent / "classifier.safetensors").is_file()
+    return Played(model.eval(), build_classifier(weights.parent) if named else None)
+
+
+_OF_WHICH = (("test", "test", "test images"), ("sample", "train+valid", "samples"))
+
+
+def _class_metrics(name: str, split: str, what: str, probabilities: Tensor) -> dict[str, dict]:
+    """How many classes there are among images, and how clear they are, by what a classifier says."""
+    n, classes = probabilities.shape
+    shares = probabilities.argmax(1).bincount(minlength=classes) / n
+    least = shares.min()
+    return {
+        f"{name}_entropy": runs.metric(
+            entropy(shares), n=n, split=split, unit="nats", tolerance=2e-3,
+            note=f"of the classes of {what}; at most log {classes} = {math.log(classes):.4f}",
+        ),
+        f"{name}_rarest": runs.metric(
+            least, se=(least * (1 - least) / n).sqrt(), n=n, split=split, unit="of 1",
+            tolerance=1e-3, note=f"share of the rarest class among {what}",
+        ),
+        f"{name}_confidence": runs.mean_metric(
+            probabilities.max(1).values, split=split, unit="probability", tolerance=5e-4,
+            note=f"of the class that the classifier gives to {what}",
+        ),
+    }  # fmt: skip
 
 
 def final_metrics(
@@ -326,7 +358,7 @@ def final_metrics(
     played: Played,
     splits: Splits,
 ) -> dict[str, dict]:
-    """What a record says of its model: the discriminator's trust, the samples' classes.
+    """What a record says of its model: the discriminator's trust, the samples' classes where there are any.
 
     Standard errors are over images, and no error over seeds.
     """
@@ -339,41 +371,25 @@ def final_metrics(
         trust["sample"] = model.discriminator(fake).sigmoid()
         seen_before = as_levels(splits["train+valid"].images, splits.white).split(5000)
         logits = [model.discriminator(scale_pixels(some).to(device)) for some in seen_before]
-    seen = {name: class_probabilities(classifier, x) for name, x in
-            (("test", real), ("sample", fake))}  # fmt: skip
-    right = (seen["test"].argmax(1) == splits.test.labels).float()
-    metrics = {
-        "classifier_accuracy": runs.mean_metric(
+    metrics, named = {}, {}
+    if classifier is not None:
+        named = {name: class_probabilities(classifier, x) for name, x in
+                 (("test", real), ("sample", fake))}  # fmt: skip
+        right = (named["test"].argmax(1) == splits.test.labels).float()
+        metrics["classifier_accuracy"] = runs.mean_metric(
             right, split="test", unit="of 1", tolerance=2e-4,
             note="of the classifier that names the samples, on real images",
-        )
-    }  # fmt: skip
+        )  # fmt: skip
     metrics["train_trust"] = runs.mean_metric(
         torch.cat(logits).sigmoid(), split="train+valid", unit="probability", tolerance=2e-4,
         note="mean D of training images, by the final weights",
     )  # fmt: skip
-    for name, probabilities in seen.items():
-        split = "test" if name == "test" else "train+valid"
-        what = "test images" if name == "test" else "samples"
-        n = len(probabilities)
-        shares = probabilities.argmax(1).bincount(minlength=10) / n
+    for name, split, what in _OF_WHICH:
         metrics[f"{name}_trust"] = runs.mean_metric(
-            trust[name], split=split, unit="probability", tolerance=2e-4,
-            note=f"mean D of {what}",
-        )  # fmt: skip
-        metrics[f"{name}_entropy"] = runs.metric(
-            entropy(shares), n=n, split=split, unit="nats", tolerance=2e-3,
-            note=f"of the classes of {what}; at most log 10 = {math.log(10):.4f}",
-        )  # fmt: skip
-        least = shares.min()
-        metrics[f"{name}_rarest"] = runs.metric(
-            least, se=(least * (1 - least) / n).sqrt(), n=n, split=split, unit="of 1",
-            tolerance=1e-3, note=f"share of the rarest class among {what}",
-        )  # fmt: skip
-        metrics[f"{name}_confidence"] = runs.mean_metric(
-            probabilities.max(1).values, split=split, unit="probability", tolerance=5e-4,
-            note=f"of the class that the classifier gives to {what}",
-        )  # fmt: skip
+            trust[name], split=split, unit="probability", tolerance=2e-4, note=f"mean D of {what}"
+        )
+        if name in named:
+            metrics |= _class_metrics(name, split, what, named[name])
     return metrics
 
 # %% ../../nbs/gan/minimax.ipynb #d520e36c
@@ -396,42 +412,52 @@ def keep_samples(
 def keep_portrait(recipe: GANRecipe, played: Played, splits: Splits, out: Path) -> None:
     """What pages show of a trained model and need images for.
 
-    `classes.csv` has a row for each digit: its share of the labels of training images,
-    and of the classifier's answers to test images and to samples.
+    `classes.csv` has a row for each class: its share of the labels of training images,
+    and of the classifier's answers to test images and to samples; where images have labels.
     `samples/images.png` has test images.
     """
     model, classifier = played
-    test = as_levels(splits.test.images, splits.white)
-    with own_randomness(recipe.seed):
-        fake = model.sample(recipe.eval_samples)
-    labels = splits["train+valid"].labels
-    assert labels is not None
-    classes = {"train": labels}
-    for name, x in (("test", scale_pixels(test)), ("sample", fake)):
-        classes[name] = class_probabilities(classifier, x).argmax(1)
-    shares = {name: each.bincount(minlength=10) / len(each) for name, each in classes.items()}
-    rows = [
-        {"digit": k, **{name: share[k].item() for name, share in shares.items()}} for k in range(10)
-    ]
-    runs.write_metrics(out / "classes.csv", rows)
+    test, labels = as_levels(splits.test.images, splits.white), splits["train+valid"].labels
+    if classifier is not None and labels is not None:
+        with own_randomness(recipe.seed):
+            fake = model.sample(recipe.eval_samples)
+        named = {
+            name: class_probabilities(classifier, x)
+            for name, x in (("test", scale_pixels(test)), ("sample", fake))
+        }
+        classes = named["test"].shape[1]
+        answers = {"train": labels} | {name: p.argmax(1) for name, p in named.items()}
+        shares = {
+            name: each.bincount(minlength=classes) / len(each) for name, each in answers.items()
+        }
+        rows = [
+            {"digit": k, **{name: share[k].item() for name, share in shares.items()}}
+            for k in range(classes)
+        ]
+        runs.write_metrics(out / "classes.csv", rows)
     picture = to_png(test[:64] / 255, ncols=16)
     runs.write_atomic(out / "samples" / "images.png", picture)
 
 # %% ../../nbs/gan/minimax.ipynb #467af5d6
 #| code-fold: true
 def make(recipe: GANRecipe, job: Job, splits: Splits) -> Made | None:
-    """Train a recipe; before it a classifier of digits, which is kept beside the model."""
+    """Train a recipe; before it a classifier of the classes, which is kept beside the model."""
     images, labels = splits["train+valid"]
-    assert labels is not None
-    images = as_levels(images, splits.white)
-    if not (job.resume and job.checkpoint.exists()):
-        trained = train_classifier(images, labels, seed=recipe.seed, precision=recipe.precision)
-        runs.save_weights(job.out / "classifier.safetensors", trained)
-    classifier = build_classifier(job.out)
+    images, classifier = as_levels(images, splits.white), None
+    if labels is not None:
+        if not (job.resume and job.checkpoint.exists()):
+            choices: Any = {"precision": recipe.precision}
+            choices["classes"] = splits.dataset.classes or int(labels.max()) + 1
+            trained = train_classifier(images, labels, recipe.seed, **choices)
+            runs.save_weights(job.out / "classifier.safetensors", trained)
+        classifier = build_classifier(job.out)
 
     def evaluate(model, epoch):
+        if classifier is None:
+            return {}
         probabilities = class_probabilities(classifier, model.sample(2000))
-        shares = probabilities.argmax(1).bincount(minlength=10) / len(probabilities)
+        shares = probabilities.argmax(1).bincount(minlength=probabilities.shape[1])
+        shares = shares / len(probabilities)
         return {"class_entropy": entropy(shares), "rarest_class": shares.min().item()}
 
     def keep(model, epoch):
@@ -439,18 +465,12 @@ def make(recipe: GANRecipe, job: Job, splits: Splits) -> Made | None:
             keep_samples(job.out, recipe, model, epoch)
 
     return fit_recipe(
-        recipe,
-        recipe.model(),
-        recipe.objective(),
-        images,
-        job,
-        optimizer=recipe.adam,
-        evaluate=evaluate,
-        on_epoch=keep,
-    )
+        recipe, recipe.model(), recipe.objective(), images, job,
+        optimizer=recipe.adam, evaluate=evaluate, on_epoch=keep,
+    )  # fmt: skip
 
 
-def draw(recipe: GANRecipe, played: Played, n: Count) -> Float[Tensor, "n 1 28 28"]:
+def draw(recipe: GANRecipe, played: Played, n: Count) -> Float[Tensor, "n c h w"]:
     """`n` images of a generator, in [0, 1]."""
     return 0.5 * (played.model.sample(n) + 1)
 
@@ -469,6 +489,7 @@ FAMILY = Family(
     make=make,
     figures=final_metrics,
     draw=draw,
+    decode=lambda recipe, played, z: 0.5 * (played.model.generator(z) + 1),
     portrait=keep_portrait,
     load=load_played,
 )

@@ -9,23 +9,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..data import import_torchvision
+from ..fields import Width
 
 # %% ../../nbs/selfsupervised/encoder.ipynb #e89d2198
 def resnet18(
     num_classes: int = 1000,
     zero_init_residual: bool = False,
     stem: str = "imagenet",
+    side: Width = 32,
 ) -> nn.Module:
-    """torchvision's ResNet-18, for images of 32 × 32 pixels.
+    """torchvision's ResNet-18, for small images.
 
-    After the stem of ImageNet the last stage sees maps of 1 × 1 pixel, and the outer weights
-    of its 3 × 3 filters only ever meet the zeros of the padding. They are cut off: the
-    function is the same, with 4.7 million weights in place of 11.7.
+    After the stem of ImageNet the last stage sees maps of 1 × 1 pixel of an image of 32 × 32,
+    and the outer weights of its 3 × 3 filters only ever meet the zeros of the padding. They are
+    cut off: the function is the same, with 4.7 million weights in place of 11.7.
 
     Args:
         num_classes: outputs.
         zero_init_residual: start every residual block as the identity.
         stem: "imagenet" (7 × 7, stride 2, then pooling) or "cifar" (3 × 3, no pooling).
+        side: of an image in pixels; at another than 32 nothing is cut off.
     Raises:
         ValueError: another stem; and from the network with the stem of ImageNet, images
             of another size.
@@ -36,14 +39,14 @@ def resnet18(
         net.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         net.maxpool = nn.Identity()
-    elif stem == "imagenet":
+    elif stem == "imagenet" and side == 32:
         net.register_forward_pre_hook(_small_images_only)
         first, second = net.layer4
         first.conv1 = _live(first.conv1, slice(1, 3))  # sees 2 × 2 pixels
         first.conv2 = _live(first.conv2, slice(1, 2))
         second.conv1 = _live(second.conv1, slice(1, 2))
         second.conv2 = _live(second.conv2, slice(1, 2))
-    else:
+    elif stem != "imagenet":
         raise ValueError(f"stem must be 'imagenet' or 'cifar', got {stem!r}")
     return net
 

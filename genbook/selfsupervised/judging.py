@@ -78,6 +78,22 @@ def answers_of(
     }
 
 
+def _by_labels(
+    recipe: PretrainRecipe, seen: tuple[Seen, Seen, Seen], labels: Tensor, splits: Splits
+) -> dict[str, Tensor]:
+    """What neighbours answer and a linear probe gets right, and the labels that tell."""
+    (known, kept_out, asked), held, fresh = seen, splits.valid.labels, splits.test.labels
+    assert held is not None and fresh is not None  # where one split has labels all have
+    judged = ((known[0][:PROBED], labels[:PROBED]), (kept_out[0], held), (asked[0], fresh))
+    probe = linear_probe(*((features.cpu(), of) for features, of in judged))
+    return {
+        **answers_of(recipe, known, labels, kept_out, held, asked),
+        "valid_labels": held.to(torch.uint8),
+        "test_labels": fresh.to(torch.uint8),
+        "probe": torch.tensor(probe),
+    }
+
+# %% ../../nbs/selfsupervised/judging.ipynb #425efcee
 @torch.no_grad()
 def measure(
     recipe: PretrainRecipe,
@@ -86,33 +102,24 @@ def measure(
 ) -> dict[str, Tensor]:
     """All that the figures of a record come from, of a trained model, in float32.
 
-    By name: the answers of neighbours (`answers_of`), and the labels of validation and test
-    images; how often the linear probe is right; what `monitor` sees on test images; of a
+    By name, where images have labels: the answers of neighbours (`answers_of`), and the labels of validation and test
+    images; how often the linear probe is right; and always: what `monitor` sees on test images; of a
     batch of test images what `train_mode_outputs` sees, and `expectation` where there is a
     predictor; and for a few test images the images learned from whose features point most
     nearly the same way.
     """
-    images, labels = learned_from(recipe, splits)
-    (held, held_labels), (fresh, fresh_labels) = splits.valid, splits.test
-    known, kept_out, asked = (outputs(model, x) for x in (images, held, fresh))
-    judged = (
-        (known[0][:PROBED], labels[:PROBED]),
-        (kept_out[0], held_labels),
-        (asked[0], fresh_labels),
-    )
-    probe = linear_probe(*((features.cpu(), of) for features, of in judged))
+    (images, labels), fresh = learned_from(recipe, splits), splits.test.images
+    known, kept_out, asked = (outputs(model, x) for x in (images, splits.valid.images, fresh))
     found = train_mode_outputs(model, fresh[: recipe.batch_size], Augmentation(), recipe.seed)
     if hasattr(model, "predictor"):
         batch = fresh[: recipe.batch_size]
         found["expectation"] = expectation(model, batch, Augmentation(), seed=recipe.seed)
     near = nn.functional.normalize(asked[0][:SHOWN]) @ nn.functional.normalize(known[0]).T
     seen = monitor(*views_of(model, fresh[: recipe.monitored], Augmentation(), seed=recipe.seed))
+    if labels is not None:
+        found |= _by_labels(recipe, (known, kept_out, asked), labels, splits)
     return {
         **found,
-        **answers_of(recipe, known, labels, kept_out, held_labels, asked),
-        "valid_labels": held_labels.to(torch.uint8),
-        "test_labels": fresh_labels.to(torch.uint8),
-        "probe": torch.tensor(probe),
         "neighbours": near.topk(7).indices.to(torch.int32).cpu(),
         **{key: value.cpu() for key, value in seen.items()},
     }
@@ -153,10 +160,10 @@ def final_metrics(
         if kept in found:  # else it is an older record, or one that has learned from them
             right = in_double(found[kept] == found[f"{split}_labels"])
             metrics[key] = _share(right.mean().item(), len(right), split, f"{recipe.k} {judge}")
-    for split, right in zip(("valid", "test"), found["probe"].tolist()):
+    for split, right in zip(("valid", "test"), found["probe"].tolist() if "probe" in found else ()):
         n, judge = (
             len(found[f"{split}_labels"]),
-            f"a linear classifier of {PROBED:,} images' features",
+            f"a linear classifier of at most {PROBED:,} images' features",
         )
         metrics[f"{split}_probe"] = _share(right, n, split, judge)
     n = len(found["apart"])
@@ -192,15 +199,23 @@ def pretrain(
 ) -> Made | None:
     """Train a recipe without labels, look at it after each epoch, and measure it.
 
-    Labels are read to judge alone: after an epoch by the neighbours of validation images,
-    at the end also by those of test images.
+    Labels are read to judge alone, where there are any: after an epoch by the neighbours of
+    validation images, at the end also by those of test images.
+
+    Raises:
+        ValueError: fewer images than neighbours that vote, or labels of one class only.
     """
+    images, labels = learned_from(recipe, splits)
+    if labels is not None and recipe.k > len(images):
+        raise ValueError(f"k={recipe.k} neighbours cannot vote among {len(images)} images: --set k")
+    if labels is not None and len(labels.unique()) < 2:
+        raise ValueError(f"the labels of {splits.name} are all the same, and tell nothing")
     model = recipe.model()
     made = fit_recipe(
         recipe,
         model,
         recipe.objective(),
-        learned_from(recipe, splits)[0],
+        images,
         job,
         lr=recipe.lr * recipe.batch_size / 256,
         optimizer=sgd(model),

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from ..data import Splits
-from ..data.sets import Photographs
+from ..data.sets import Colour, data_set
 from ..descent import in_precision
 from genbook.fields import (
     Checked,
@@ -200,7 +200,7 @@ class PretrainRecipe(Checked, ABC):
 
     name: Name  # of the run and of its folder
     _: KW_ONLY
-    data: Photographs = "cifar10"  # 50,000 to learn from; the last 10,000 are held out
+    data: Colour = "cifar10"  # 50,000 to learn from; the last 10,000 are held out
     images: Literal["train", "train+valid"] = "train"  # learned from: 40,000, or all of them
     dim: Width = 2048  # outputs of the projector, d
     pred_dim: Width = 512  # hidden units of the predictor, where there is one
@@ -215,6 +215,11 @@ class PretrainRecipe(Checked, ABC):
     precision: Precision = "bf16"  # matrix products in bfloat16; "fp32" for none
     channels_last: bool = True  # in memory: faster convolutions
     seed: Seed = 0  # of the weights, the order of the images and the views
+
+    @property
+    def side(self) -> int:
+        """Of an image, in pixels."""
+        return data_set(self.data).shape[1]
 
     @abstractmethod
     def model(self) -> nn.Module:
@@ -242,8 +247,8 @@ class PretrainRecipe(Checked, ABC):
 def learned_from(
     recipe: PretrainRecipe,
     splits: Splits,
-) -> tuple[UInt8[Tensor, "n 3 side side"], Int64[Tensor, "n"]]:
-    """The images that a run learns from, and their labels: neighbours are found among them."""
+) -> tuple[UInt8[Tensor, "n 3 side side"], Int64[Tensor, "n"] | None]:
+    """The images that a run learns from, and their labels where they have some: neighbours are found among them."""
     if recipe.images == "train":
         return splits.train.images, splits.train.labels
     return everything(splits)
@@ -251,10 +256,11 @@ def learned_from(
 
 def everything(
     splits: Splits,
-) -> tuple[UInt8[Tensor, "n 3 side side"], Int64[Tensor, "n"]]:
+) -> tuple[UInt8[Tensor, "n 3 side side"], Int64[Tensor, "n"] | None]:
     """All images published for training, those that are held out here among them, and their labels."""
     parts = splits.train, splits.valid
-    return torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
+    labels = [part.labels for part in parts if part.labels is not None]
+    return torch.cat([part.images for part in parts]), torch.cat(labels) if labels else None
 
 # %% ../../nbs/selfsupervised/pretraining.ipynb #ad47e4fa
 def answers(
@@ -273,7 +279,8 @@ def answers(
     """
     more = {} if bank.device.type == "cpu" else {"memory": 2 * 2**30}
     labels = labels.to(bank.device)
-    votes = knn_votes(bank, labels, queries, recipe.k, recipe.temperature, **more)
+    classes = max(10, int(labels.max()) + 1)
+    votes = knn_votes(bank, labels, queries, recipe.k, recipe.temperature, classes, **more)
     return votes.argmax(1).to("cpu", torch.uint8)
 
 
@@ -281,23 +288,24 @@ def watch(
     recipe: PretrainRecipe,
     splits: Splits,
 ) -> Callable[[nn.Module, int], dict[str, float]]:
-    """What is looked at after each epoch: neighbours of images that are held out, and the monitor.
+    """What is looked at after each epoch: neighbours of images that are held out, where they have labels, and the monitor.
 
     Of validation images, or of test images where a run learns from those as well.
     """
     name = "valid" if recipe.images == "train" else "test"
-    images, labels = (part[: recipe.monitored] for part in getattr(splits, name))
+    images, labels = getattr(splits, name)
+    images = images[: recipe.monitored]
     halved, (known, of_known) = recipe.precision == "bf16", learned_from(recipe, splits)
 
     def look(model, epoch):
         near = images.to(next(model.parameters()).device)  # where views are quick to draw
-        bank, queries = (features_of(model, x, halved) for x in (known, images))
-        right = (answers(recipe, bank, of_known, queries) == labels).float().mean()
+        found = {}
+        if of_known is not None and labels is not None:
+            bank, queries = (features_of(model, x, halved) for x in (known, images))
+            right = answers(recipe, bank, of_known, queries) == labels[: recipe.monitored]
+            found[f"{name}_knn"] = right.float().mean().item()
         seen = monitor(*views_of(model, near, Augmentation(), halved, recipe.seed))
-        return {
-            f"{name}_knn": right.item(),
-            **{f"{name}_{key}": value for key, value in monitored(seen).items()},
-        }
+        return found | {f"{name}_{key}": value for key, value in monitored(seen).items()}
 
     return look
 

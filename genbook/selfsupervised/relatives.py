@@ -10,6 +10,7 @@ __all__ = ['HEAVIER', 'METHODS', 'NEAREST', 'RECIPES', 'FAMILY', 'train', 'build
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -18,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..families import Family, Headline
-from ..fields import Count, one_of
+from ..fields import Count, Width, one_of
 from ..randomness import own_randomness
 from .encoder import check_views, predictor, projector, resnet18
 from .judging import figures, portrait, pretrain
@@ -126,11 +127,12 @@ class Twins(nn.Module):
         dim: outputs of the projector.
         criterion: the loss of z1 and z2.
         last_norm: end the projector with a BatchNorm.
+        side: of an image in pixels.
     """
 
-    def __init__(self, dim: int, criterion: Callable, last_norm: bool):
+    def __init__(self, dim: int, criterion: Callable, last_norm: bool, side: Width = 32):
         super().__init__()
-        self.encoder = resnet18(zero_init_residual=True)
+        self.encoder = resnet18(zero_init_residual=True, side=side)
         head = projector(self.encoder.fc.in_features, dim)
         self.encoder.fc = head if last_norm else head[:-1]
         self.criterion = criterion
@@ -152,6 +154,7 @@ class BYOL(nn.Module):
         dim: outputs of the projector.
         pred_dim: hidden units of the predictor.
         momentum: share of the target that stays at each step, τ ({eq}`eq-byol-target`).
+        side: of an image in pixels.
 
     Raises:
         ValueError: a momentum outside of [0, 1].
@@ -159,11 +162,13 @@ class BYOL(nn.Module):
     Grill et al. (2020).
     """
 
-    def __init__(self, dim: int = 2048, pred_dim: int = 512, momentum: float = 0.99):
+    def __init__(
+        self, dim: int = 2048, pred_dim: int = 512, momentum: float = 0.99, side: Width = 32
+    ):
         super().__init__()
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
-        self.encoder = resnet18(zero_init_residual=True)
+        self.encoder = resnet18(zero_init_residual=True, side=side)
         self.encoder.fc = projector(self.encoder.fc.in_features, dim)
         self.predictor = predictor(dim, pred_dim)
         self.target = deepcopy(self.encoder).requires_grad_(False)
@@ -249,16 +254,21 @@ def directional(augment: Callable[[Tensor], Tensor], tiles: int = 4) -> Callable
     return of
 
 # %% ../../nbs/selfsupervised/relatives.ipynb #ab77beb2
+def _simsiam(recipe: "RelativeRecipe") -> nn.Module:
+    """SimSiam itself, whatever its views."""
+    return SimSiam(partial(resnet18, side=recipe.side), recipe.dim, recipe.pred_dim)
+
+
 METHODS: dict[str, Callable[["RelativeRecipe"], nn.Module]] = {
-    "simsiam": lambda r: SimSiam(resnet18, r.dim, r.pred_dim),
-    "simsiam-heavy": lambda r: SimSiam(resnet18, r.dim, r.pred_dim),
-    "simsiam-colours": lambda r: SimSiam(resnet18, r.dim, r.pred_dim),
-    "simsiam-crops": lambda r: SimSiam(resnet18, r.dim, r.pred_dim),
-    "dssl": lambda r: SimSiam(resnet18, r.dim, r.pred_dim),
-    "byol": lambda r: BYOL(r.dim, r.pred_dim),
-    "barlow-twins": lambda r: Twins(r.dim, barlow_twins_loss, last_norm=True),
-    "vicreg": lambda r: Twins(r.dim, vicreg_loss, last_norm=False),
-    "simclr": lambda r: Twins(r.dim, nt_xent_loss, last_norm=False),
+    "simsiam": _simsiam,
+    "simsiam-heavy": _simsiam,
+    "simsiam-colours": _simsiam,
+    "simsiam-crops": _simsiam,
+    "dssl": _simsiam,
+    "byol": lambda r: BYOL(r.dim, r.pred_dim, side=r.side),
+    "barlow-twins": lambda r: Twins(r.dim, barlow_twins_loss, last_norm=True, side=r.side),
+    "vicreg": lambda r: Twins(r.dim, vicreg_loss, last_norm=False, side=r.side),
+    "simclr": lambda r: Twins(r.dim, nt_xent_loss, last_norm=False, side=r.side),
 }
 
 
@@ -276,8 +286,8 @@ class RelativeRecipe(PretrainRecipe):
 
     def disagreements(self) -> Iterable[str]:
         """Tiles fill the side of an image."""
-        if 32 % self.tiles:
-            yield f"tiles must divide the side of 32 pixels, got {self.tiles}"
+        if self.side % self.tiles:
+            yield f"tiles must divide the side of {self.side} pixels, got {self.tiles}"
 
     def model(self) -> nn.Module:
         """The untrained model, its weights drawn from the seed."""

@@ -168,7 +168,7 @@ class SimSiamRecipe(PretrainRecipe):
         """The untrained model, its weights drawn from the seed."""
         with own_randomness(self.seed):
             return SimSiam(
-                partial(resnet18, stem=self.stem),
+                partial(resnet18, stem=self.stem, side=self.side),
                 self.dim,
                 self.pred_dim,
                 self.stop_gradient,

@@ -9,7 +9,8 @@ __all__ = ['ACTIVATIONS', 'Objective', 'RECIPES', 'HEADLINES', 'FAMILY', 'train'
 # %% ../../nbs/vae/binarised-mnist.ipynb #7c3bfb02
 #| code-fold: true
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from .. import fields, runs
 from ..data import Splits
-from ..data.sets import BinaryDigits
+from ..data.sets import Binary, data_set
 from ..descent import OPTIMIZERS, SCHEDULES
 from ..divergences import kl_gaussian_gaussian_analytic
 from ..families import Family, Headline, Job, Made, fit_recipe
@@ -60,13 +61,13 @@ def mlp_networks(
     hidden: tuple[int, ...],
     latent: int,
     activation: str,
+    shape: tuple[int, int, int] = (1, 28, 28),
 ) -> tuple[nn.Module, nn.Module]:
-    """Encoder and decoder of linear layers for images of 784 pixels, one the other mirrored."""
-    encoder = nn.Sequential(nn.Flatten(), mlp((784, *hidden, 2 * latent), activation))
-    decoder = nn.Sequential(
-        mlp((latent, *reversed(hidden), 784), activation), nn.Unflatten(1, (1, 28, 28))
-    )
-    return encoder, decoder
+    """Encoder and decoder of linear layers for images of a shape, one the other mirrored."""
+    pixels = math.prod(shape)
+    encoder = nn.Sequential(nn.Flatten(), mlp((pixels, *hidden, 2 * latent), activation))
+    layers = mlp((latent, *reversed(hidden), pixels), activation)
+    return encoder, nn.Sequential(layers, nn.Unflatten(1, shape))
 
 # %% ../../nbs/vae/binarised-mnist.ipynb #1387f8a2
 def conv_networks(
@@ -74,15 +75,20 @@ def conv_networks(
     hidden: tuple[int, ...],
     latent: int,
     activation: str,
+    shape: tuple[int, int, int] = (1, 28, 28),
 ) -> tuple[nn.Module, nn.Module]:
-    """Encoder and decoder that see an image as 7 × 7 patches of 4 × 4 pixels.
+    """Encoder and decoder that see an image as patches of 4 × 4 pixels, 7 × 7 of them on a side of 28.
 
-    The encoder has two convolutions, then linear layers; the decoder is it mirrored.
+    The encoder has two convolutions, then linear layers; the decoder is it mirrored. Raises
+    ValueError where 4 does not divide the side.
     """
-    act, flat = activation_layer(activation), channels * 7 * 7
+    if shape[1] % 4 or shape[2] % 4:
+        raise ValueError(f"shape must have sides that 4 divides, got {shape}")
+    patch, grid = 16 * shape[0], (shape[1] // 4, shape[2] // 4)
+    act, flat = activation_layer(activation), channels * math.prod(grid)
     encoder = nn.Sequential(
         nn.PixelUnshuffle(4),  # (B, 16, 7, 7)
-        nn.Conv2d(16, channels, 3, padding=1),
+        nn.Conv2d(patch, channels, 3, padding=1),
         act(),  # (B, c, 7, 7)
         nn.Conv2d(channels, channels, 3, padding=1),
         act(),
@@ -92,10 +98,10 @@ def conv_networks(
     decoder = nn.Sequential(
         mlp((latent, *reversed(hidden), flat), activation),
         act(),
-        nn.Unflatten(1, (channels, 7, 7)),
+        nn.Unflatten(1, (channels, *grid)),
         nn.Conv2d(channels, channels, 3, padding=1),
         act(),
-        nn.Conv2d(channels, 16, 3, padding=1),  # (B, 16, 7, 7)
+        nn.Conv2d(channels, patch, 3, padding=1),  # (B, 16, 7, 7)
         nn.PixelShuffle(4),  # (B, 1, 28, 28)
     )
     return encoder, decoder
@@ -153,7 +159,7 @@ class BernoulliVAE(nn.Module):
     @torch.no_grad()
     def sample(
         self,
-        n: int,
+        n: fields.Count,
         draw: bool = False,
     ) -> Float[Tensor, "n c h w"]:
         """`n` images by ancestral sampling: the means of p(x|z), or Bernoulli draws from them."""
@@ -215,7 +221,7 @@ class VAERecipe(fields.Checked):
     """Everything that determines a run of a Bernoulli VAE."""
 
     name: fields.Name  # of the run and of its folder
-    data: BinaryDigits = "binarized_mnist"  # the fixed binarisation, 50,000 images to train on
+    data: Binary = "binarized_mnist"  # the fixed binarisation, 50,000 images to train on
     network: Literal["mlp", "conv"] = "mlp"  # or "conv": two convolutions before the hidden layers
     hidden: fields.Layers = (300, 300)  # widths of the linear layers, encoder's order
     channels: fields.Width = 32  # of the convolutions, when there are any
@@ -255,13 +261,20 @@ class VAERecipe(fields.Checked):
             ema=min(self.ema, 0.9),
         )
 
+    def disagreements(self) -> Iterable[str]:
+        """The convolutions see an image as patches of 4 × 4 pixels."""
+        side = data_set(self.data).shape[1]
+        if self.network == "conv" and side % 4:
+            yield f"the convolutions need a side that 4 divides, got {side}"
+
     def model(self) -> BernoulliVAE:
-        """The untrained model, its weights drawn from the seed."""
+        """The untrained model of the data's shape, its weights drawn from the seed."""
+        sizes = self.hidden, self.latent, self.activation, data_set(self.data).shape
         with own_randomness(self.seed):
             if self.network == "mlp":
-                networks = mlp_networks(self.hidden, self.latent, self.activation)
+                networks = mlp_networks(*sizes)
             else:
-                networks = conv_networks(self.channels, self.hidden, self.latent, self.activation)
+                networks = conv_networks(self.channels, *sizes)
             return BernoulliVAE(*networks, self.latent, self.logit_offset)
 
     def objective(self) -> Objective:
@@ -276,23 +289,13 @@ class VAERecipe(fields.Checked):
 # %% ../../nbs/vae/binarised-mnist.ipynb #3f6f2f47
 _SPEED: dict[str, Any] = dict(optimizer="adamw", schedule="one-cycle", precision="bf16")
 _BEST: dict[str, Any] = dict(
-    network="conv",
-    hidden=(256,),
-    activation="silu",
-    batch_size=128,
-    weight_decay=0.05,
-    ema=0.999,
+    network="conv", hidden=(256,), activation="silu", batch_size=128, weight_decay=0.05, ema=0.999,
     **_SPEED,
-)
+)  # fmt: skip
 _MLP: dict[str, Any] = dict(
-    hidden=(500,),
-    activation="relu",
-    logit_offset=0.0,
-    epochs=40,
-    batch_size=128,
-    lr=1e-3,
+    hidden=(500,), activation="relu", logit_offset=0.0, epochs=40, batch_size=128, lr=1e-3,
     sample_epochs=(0, 20, 40),
-)
+)  # fmt: skip
 
 RECIPES: dict[str, VAERecipe] = {
     recipe.name: recipe
@@ -492,5 +495,6 @@ FAMILY = Family(
     make=make,
     figures=figures,
     draw=draw,
+    decode=lambda recipe, model, z: model.decode(z).sigmoid(),
 )
 train, build, evaluate, sample = FAMILY.train, FAMILY.build, FAMILY.evaluate, FAMILY.sample

@@ -9,7 +9,7 @@ __all__ = ['RECIPES', 'FAMILY', 'train', 'build', 'evaluate', 'sample', 'Gaussia
 #| code-fold: true
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .. import runs
 from ..data import Splits
-from ..data.sets import Photographs
+from ..data.sets import Colour, data_set
 from ..descent import OPTIMIZERS
 from ..families import Family, Headline, Job, Made, fit_recipe
 from genbook.fields import (
@@ -54,7 +54,7 @@ class GaussianVAERecipe(Checked):
     """Everything that determines a run of a Gaussian VAE."""
 
     name: Name  # of the run and of its folder
-    data: Photographs = "svhn"  # 66,000 images to train on, 7,257 held out of the training part
+    data: Colour = "svhn"  # 66,000 images to train on, 7,257 held out of the training part
     latent: Width = 32  # L
     widths: tuple[Width, Width, Width, Width] = (32, 64, 128, 256)  # decoder: mirrored
     learned_variance: bool = False  # one variance of p(x|z) for all pixels, else 1
@@ -82,10 +82,17 @@ class GaussianVAERecipe(Checked):
             sample_epochs=(0, 2),
         )
 
+    def disagreements(self) -> Iterable[str]:
+        """The convolutions halve the side four times."""
+        side, step = data_set(self.data).shape[1], 2 ** len(self.widths)
+        if side % step:
+            yield f"the convolutions need a side that {step} divides, got {side}"
+
     def model(self) -> GaussianVAE:
-        """The untrained model, its weights drawn from the seed."""
+        """The untrained model of the data's shape, its weights drawn from the seed."""
+        choices = self.learned_variance, self.variance_gain, data_set(self.data).shape
         with own_randomness(self.seed):
-            return GaussianVAE(self.latent, self.widths, self.learned_variance, self.variance_gain)
+            return GaussianVAE(self.latent, self.widths, *choices)
 
     def objective(self) -> Callable:
         """What training minimises: the negative bound of a batch ({eq}`eq-gaussian-vae-loss`)."""
@@ -103,9 +110,9 @@ RECIPES: dict[str, GaussianVAERecipe] = {
 # %% ../../nbs/vae/gaussian.ipynb #56c7d23d
 def batches(
     model: GaussianVAE,
-    images: UInt8[Tensor, "n 3 32 32"],
+    images: UInt8[Tensor, "n c h w"],
     size: int = 250,
-) -> Iterator[Float[Tensor, "_ 3 32 32"]]:
+) -> Iterator[Float[Tensor, "_ c h w"]]:
     """Images a batch at a time, on the model's device and scale."""
     for batch in images.split(size):
         yield scale_pixels(batch.to(model.mean.weight.device))
@@ -114,7 +121,7 @@ def batches(
 @torch.no_grad()
 def terms_of_images(
     model: GaussianVAE,
-    images: UInt8[Tensor, "n 3 32 32"],
+    images: UInt8[Tensor, "n c h w"],
     seed: int = 0,
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n"]]:
     """−log p(x|z) and KL in nats, and mean squared error, of each image; fixed noise."""
@@ -130,7 +137,7 @@ def terms_of_images(
 @torch.no_grad()
 def posteriors_of(
     model: GaussianVAE,
-    images: UInt8[Tensor, "n 3 32 32"],
+    images: UInt8[Tensor, "n c h w"],
 ) -> tuple[Float[Tensor, "n latent"], Float[Tensor, "n latent"]]:
     """Means and variances of q(z|x) for many images."""
     found = [model.encode(x) for x in batches(model, images)]
@@ -141,8 +148,8 @@ def posteriors_of(
 @torch.no_grad()
 def reconstruct(
     model: GaussianVAE,
-    images: UInt8[Tensor, "n 3 32 32"],
-) -> Float[Tensor, "n 3 32 32"]:
+    images: UInt8[Tensor, "n c h w"],
+) -> Float[Tensor, "n c h w"]:
     """The modes of p(x|z) at the means of q(z|x), on the scale of [−1, 1]."""
     latents = [model.encode(x).mode() for x in batches(model, images)]
     return torch.cat([model.decode(z).mode() for z in latents]).cpu()
@@ -155,7 +162,7 @@ def interpolate(
     z_2: Float[Tensor, "*one latent"],
     n: int,
     spherical: bool = False,
-) -> Float[Tensor, "n 3 32 32"]:
+) -> Float[Tensor, "n c h w"]:
     """The modes of p(x|z) at `n` points of a `latent_path`, the first of them `z_1`.
 
     Raises:
@@ -169,7 +176,7 @@ def keep_pictures(
     recipe: GaussianVAERecipe,
     model: GaussianVAE,
     epoch: int,
-    images: UInt8[Tensor, "n 3 32 32"],
+    images: UInt8[Tensor, "n c h w"],
     out: Path,
 ) -> None:
     """Keep samples, always of the same z, and images above their reconstructions."""
@@ -237,7 +244,8 @@ def bound_figures(
             error, split=split, unit="squared pixels", tolerance=1e-5,
             note=f"a channel, {_SCALE}, {drawn}",
         )  # fmt: skip
-    bits = torch.as_tensor(bits_per_dimension(-nll - kl, model.output_logvar.item()))
+    size = math.prod(model.shape)
+    bits = torch.as_tensor(bits_per_dimension(-nll - kl, model.output_logvar.item(), size))
     metrics["test_elbo_bits"] = runs.mean_metric(bits, split="test", note="from the ELBO", **_BITS)
     return metrics
 
@@ -245,7 +253,7 @@ def bound_figures(
 def likelihood_figures(
     recipe: GaussianVAERecipe,
     model: GaussianVAE,
-    images: UInt8[Tensor, "n 3 32 32"],
+    images: UInt8[Tensor, "n c h w"],
 ) -> dict[str, dict]:
     """log p(x) of test images: the bound of all, and the gain over it of some.
 
@@ -265,8 +273,9 @@ def likelihood_figures(
     )
     log_px["value"] += found["value"]
     log_px["se"] = math.sqrt(max(0, log_px["se"] ** 2 + found["se"] ** 2 + 2 * shared / len(elbo)))
-    in_bits = bits_per_dimension(log_px["value"], model.output_logvar.item())
-    bits = {**log_px, "value": in_bits, "se": log_px["se"] / (math.log(2) * 3072), **_BITS}
+    size = math.prod(model.shape)
+    in_bits = bits_per_dimension(log_px["value"], model.output_logvar.item(), size)
+    bits = {**log_px, "value": in_bits, "se": log_px["se"] / (math.log(2) * size), **_BITS}
     return {"test_gain": found, "test_log_px": log_px, "test_bits": bits}
 
 # %% ../../nbs/vae/gaussian.ipynb #2ec2c654
@@ -310,10 +319,13 @@ def figures(
 #| code-fold: true
 def latent_profile(
     model: GaussianVAE,
-    images: UInt8[Tensor, "n 3 32 32"],
-    labels: Int64[Tensor, "n"],
+    images: UInt8[Tensor, "n c h w"],
+    labels: Int64[Tensor, "n"] | None = None,
 ) -> list[dict[str, float]]:
-    """A row for each latent: KL, variance of the posterior mean, mean variance, class means."""
+    """A row for each latent: KL, variance of the posterior mean, mean variance, class means.
+
+    Of classes where images have labels, each of two images at least.
+    """
     means, variances = posteriors_of(model, images)
     divergence = 0.5 * (means.square() + variances - 1 - variances.log()).mean(0)
     rows = [
@@ -326,7 +338,8 @@ def latent_profile(
         }
         for i in range(model.latent)
     ]
-    for label in range(10):
+    counts = torch.zeros(0) if labels is None else labels.bincount()
+    for label in (counts > 1).nonzero()[:, 0].tolist():
         of_class = means[labels == label]
         error = of_class.std(0) / len(of_class) ** 0.5
         for i, row in enumerate(rows):
@@ -336,14 +349,15 @@ def latent_profile(
 
 
 def spectrum(
-    x: Float[Tensor, "n 3 32 32"],
-) -> Float[Tensor, "17"]:
-    """Mean power of images at 0, 1, … 16 periods an image."""
+    x: Float[Tensor, "n c side side"],
+) -> Float[Tensor, "frequencies"]:
+    """Mean power of images at 0, 1, … periods an image, up to half their side."""
+    side = x.shape[-1]
     grey = in_double(x).mean(1)
     power = torch.fft.fft2(grey, norm="ortho").abs().square().mean(0)
-    frequency = torch.fft.fftfreq(32, 1 / 32)
+    frequency = torch.fft.fftfreq(side, 1 / side)
     radius = torch.hypot(frequency[:, None], frequency[None]).round().long().flatten()
-    return (radius.bincount(power.flatten()) / radius.bincount())[:17]
+    return (radius.bincount(power.flatten()) / radius.bincount())[: side // 2 + 1]
 
 # %% ../../nbs/vae/gaussian.ipynb #63b6b078
 #| code-fold: true
@@ -370,7 +384,7 @@ def portrait(
     }
     rows = [
         {"frequency": f, **{name: power[f].item() for name, power in spectra.items()}}
-        for f in range(1, 17)
+        for f in range(1, len(spectra["images"]))
     ]
     runs.write_metrics(out / "spectrum.csv", rows)
     picture = to_png(with_neighbours(samples[:16], train.images), ncols=16)
@@ -381,7 +395,7 @@ def draw(
     recipe: GaussianVAERecipe,
     model: GaussianVAE,
     n: int,
-) -> Float[Tensor, "n 3 32 32"]:
+) -> Float[Tensor, "n c h w"]:
     """The modes of p(x|z) at draws of the prior, in [0, 1]."""
     return show_pixels(model.sample(n))
 
@@ -398,6 +412,7 @@ FAMILY = Family(
     make=make,
     figures=figures,
     draw=draw,
+    decode=lambda recipe, model, z: show_pixels(model.decode(z).mode()),
     portrait=portrait,
 )
 train, build, evaluate, sample = FAMILY.train, FAMILY.build, FAMILY.evaluate, FAMILY.sample

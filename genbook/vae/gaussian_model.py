@@ -101,13 +101,15 @@ class DiagonalGaussianDistribution:
 # %% ../../nbs/vae/gaussian-model.ipynb #eb086d5e
 def conv_encoder(
     widths: tuple[int, ...],
+    channels: int = 3,
 ) -> nn.Sequential:
-    """Convolutions that halve the side of 32 pixels, with LeakyReLU 0.2 and BatchNorm.
+    """Convolutions that halve the side, with LeakyReLU 0.2 and BatchNorm.
 
     Args:
         widths: channels after each; what comes out is flat, `(B, ...)`.
+        channels: of an image.
     """
-    layers, channels = [], 3
+    layers = []
     for width in widths:
         layers += [
             nn.Conv2d(channels, width, kernel_size=4, stride=2, padding=1),
@@ -121,32 +123,33 @@ def conv_encoder(
 def conv_decoder(
     widths: tuple[int, ...],
     latent: int,
+    shape: tuple[int, int, int] = (3, 32, 32),
 ) -> nn.Sequential:
     """A linear layer, then convolutions of an image enlarged to twice its side.
 
-    LeakyReLU 0.2 and BatchNorm stand between the convolutions, nothing after the last: a
-    mean may be any real number.
+    LeakyReLU 0.2 and BatchNorm stand between the convolutions, nothing after the last.
 
     Args:
-        widths: of the encoder, mirrored here; the image is `(B, 3, 32, 32)`.
+        widths: of the encoder, mirrored here.
         latent: L, the dimension of z.
+        shape: of an image.
     """
-    side = 32 // 2 ** len(widths)
+    rows, columns = (side // 2 ** len(widths) for side in shape[1:])
     layers = [
-        nn.Linear(latent, widths[-1] * side**2),
-        nn.Unflatten(1, (widths[-1], side, side)),
+        nn.Linear(latent, widths[-1] * rows * columns),
+        nn.Unflatten(1, (widths[-1], rows, columns)),
     ]
-    for n_in, n_out in zip(widths[::-1], (*widths[-2::-1], 3)):
+    for n_in, n_out in zip(widths[::-1], (*widths[-2::-1], shape[0])):
         layers += [nn.Upsample(scale_factor=2), nn.Conv2d(n_in, n_out, 3, padding=1)]
-        if n_out != 3:
-            layers += [nn.LeakyReLU(0.2), nn.BatchNorm2d(n_out)]
-    return nn.Sequential(*layers)
+        layers += [nn.LeakyReLU(0.2), nn.BatchNorm2d(n_out)]
+    return nn.Sequential(*layers[:-2])  # a mean may be any real number
 
 # %% ../../nbs/vae/gaussian-model.ipynb #6ddb3aeb
-def _check_images(x: Tensor) -> None:
-    """Raise ValueError unless x are real images, `(B, 3, 32, 32)`; and finite, where at hand."""
-    if x.ndim != 4 or x.shape[1:] != (3, 32, 32):
-        raise ValueError(f"x must be of shape (B, 3, 32, 32), got {tuple(x.shape)}")
+def _check_images(x: Tensor, shape: tuple[int, int, int]) -> None:
+    """Raise ValueError unless x are real images of a shape; and finite, where at hand."""
+    if x.ndim != 4 or x.shape[1:] != shape:
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"x must be of shape (B, {wanted}), got {tuple(x.shape)}")
     if not x.is_floating_point():
         raise ValueError(f"x must be real numbers from -1 to 1, got {x.dtype}: see scale_pixels")
     if at_hand(x) and not x.isfinite().all():
@@ -160,7 +163,7 @@ def _check_latents(z: Tensor, latent: int) -> None:
 
 # %% ../../nbs/vae/gaussian-model.ipynb #2d784ab1
 class GaussianCoder(nn.Module):
-    """Encoder and decoder of colour images of 32 × 32 pixels, Gaussian in both directions.
+    """Encoder and decoder of images, Gaussian in both directions.
 
     Args:
         latent: L, the dimension of z.
@@ -168,6 +171,9 @@ class GaussianCoder(nn.Module):
         learned_variance: one variance of p(x|z) for all pixels is learned; else it is 1.
         variance_gain: log σ² is this times the stored parameter, so that an optimiser
             whose steps are as long for every parameter moves it faster than a weight.
+        shape: of an image, with sides that can be halved once for each convolution.
+    Raises:
+        ValueError: sides that cannot.
     """
 
     def __init__(
@@ -176,14 +182,17 @@ class GaussianCoder(nn.Module):
         widths: tuple[int, ...] = (32, 64, 128, 256),
         learned_variance: bool = False,
         variance_gain: float = 30.0,
+        shape: tuple[int, int, int] = (3, 32, 32),
     ):
         super().__init__()
-        self.latent, self.variance_gain = latent, variance_gain
-        self.encoder = conv_encoder(widths)
-        flat = widths[-1] * (32 // 2 ** len(widths)) ** 2
+        if any(side % 2 ** len(widths) for side in shape[1:]):
+            raise ValueError(f"shape must have sides that {2 ** len(widths)} divides, got {shape}")
+        self.latent, self.variance_gain, self.shape = latent, variance_gain, shape
+        self.encoder = conv_encoder(widths, shape[0])
+        flat = widths[-1] * math.prod(shape[1:]) // 4 ** len(widths)
         self.mean = nn.Linear(flat, latent)
         self.logvar = nn.Linear(flat, latent)
-        self.decoder = conv_decoder(widths, latent)
+        self.decoder = conv_decoder(widths, latent, self.shape)
         self.variance = nn.Parameter(torch.zeros(())) if learned_variance else None
 
     @property
@@ -195,14 +204,14 @@ class GaussianCoder(nn.Module):
 
     def encode(
         self,
-        x: Float[Tensor, "batch 3 32 32"],
+        x: Float[Tensor, "batch c h w"],
     ) -> DiagonalGaussianDistribution:
         """The posterior q(z|x) of images in [−1, 1], with a mean `(B, L)`.
 
         Raises:
             ValueError: another shape, or pixels that are not finite real numbers.
         """
-        _check_images(x)
+        _check_images(x, self.shape)
         h = self.encoder(x)
         return DiagonalGaussianDistribution(self.mean(h).to(x.dtype), self.logvar(h).to(x.dtype))
 
@@ -223,15 +232,15 @@ class GaussianCoder(nn.Module):
 
 # %% ../../nbs/vae/gaussian-model.ipynb #56466145
 class GaussianVAE(GaussianCoder):
-    """A VAE for colour images of 32 × 32 pixels, Gaussian in both directions.
+    """A VAE for images, Gaussian in both directions.
 
     Made of the arguments of `GaussianCoder`.
     """
 
     def forward(
         self,
-        x: Float[Tensor, "batch 3 32 32"],
-    ) -> tuple[Float[Tensor, "batch 3 32 32"], Float[Tensor, "batch"], Float[Tensor, "batch"]]:
+        x: Float[Tensor, "batch c h w"],
+    ) -> tuple[Float[Tensor, "batch c h w"], Float[Tensor, "batch"], Float[Tensor, "batch"]]:
         """Mode of p(x|z) for a draw z of q(z|x); −log p(x|z) and KL in nats.
 
         Raises:
@@ -246,7 +255,7 @@ class GaussianVAE(GaussianCoder):
         self,
         n: Count,
         draw: bool = False,
-    ) -> Float[Tensor, "n 3 32 32"]:
+    ) -> Float[Tensor, "n c h w"]:
         """The modes of p(x|z) at `n` draws of the prior, or draws from it; they may leave
         [−1, 1].
 
@@ -261,7 +270,7 @@ class GaussianVAE(GaussianCoder):
 
     def log_p_x_given_z(
         self,
-        x: Float[Tensor, "batch 3 32 32"],
+        x: Float[Tensor, "batch c h w"],
         z: Float[Tensor, "batch *samples latent"],
     ) -> Float[Tensor, "batch *samples"]:
         """log p(x|z) in nats for z `(B, L)` or, with K draws an image, `(B, K, L)`."""
@@ -270,7 +279,7 @@ class GaussianVAE(GaussianCoder):
 
     def log_likelihood(
         self,
-        x: Float[Tensor, "n 3 32 32"],
+        x: Float[Tensor, "n c h w"],
         K: Count,
     ) -> Float[Tensor, "n"]:
         """Estimate log p(x) in nats from K weighted draws ({eq}`eq-importance-weight`).
@@ -281,7 +290,7 @@ class GaussianVAE(GaussianCoder):
         Raises:
             ValueError: K below 1, or images as `encode` says.
         """
-        _check_images(x)
+        _check_images(x, self.shape)
         if K < 1:
             raise ValueError(f"K must be at least 1, got {K}")
         return importance_log_likelihood(self, x, K, batch_size=8, chunk=16)
@@ -289,7 +298,7 @@ class GaussianVAE(GaussianCoder):
 # %% ../../nbs/vae/gaussian-model.ipynb #e58a9172
 def elbo_objective(
     model: GaussianVAE,
-    batch: UInt8[Tensor, "batch 3 32 32"],
+    batch: UInt8[Tensor, "batch c h w"],
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Negative ELBO of a batch of levels, nats an image ({eq}`eq-gaussian-vae-loss`)."""
     _, nll, kl = (term.mean(0) for term in model(scale_pixels(batch)))
