@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .equations import Equation, coverage, mark_equations
-from .names import as_rst, link_names, unique_names, without_ranges
+from .names import as_rst, link_names, package_page, unique_names, without_ranges
 from genbook.book.reader import (
     book_root,
     dependencies,
@@ -108,6 +108,7 @@ def setup(
     """
     from sphinx.errors import ExtensionError
     from sphinx.util import logging
+    from sphinx.util.docutils import SphinxDirective
 
     def outdated(app, env, added, changed, removed):
         source = Path(app.srcdir)
@@ -146,10 +147,21 @@ def setup(
     def documentation(app, what, name, thing, options, lines):
         lines[:] = [as_rst(line) for line in lines]
 
+    class Package(SphinxDirective):
+        """The entries of all modules of a part; of those in none where it is a dot."""
+
+        required_arguments = 1
+
+        def run(self):
+            part = self.arguments[0].strip(".")
+            text = package_page(part, Path(app.srcdir).parent)
+            return self.parse_text_to_nodes(text, allow_section_headings=True)
+
     def signature(app, what, name, thing, options, arguments, returned):
         return [text and without_ranges(text) for text in (arguments, returned)]
 
     names = unique_names(Path(app.srcdir).parent)
+    app.add_directive("package", Package)
     app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-process-docstring", documentation, priority=100)  # before napoleon's
     app.connect("doctree-read", lambda app, doctree: link_names(doctree, names))
