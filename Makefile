@@ -105,9 +105,9 @@ format: $(VENV)/package.stamp
 
 export: $(VENV)/package.stamp
 	@$(BIN)/nbdev_export
-	@$(BIN)/python -c "from genbook.results.scoreboard import refresh; refresh('README.md')"
+	@$(BIN)/python -c "from genbook.results.scoreboard import refresh, write_index; write_index('runs'); refresh('README.md')"
 	@$(BIN)/python -c "from genbook.runs.schema import schema; import json; print(json.dumps(schema(), indent=2))" > _static/run.schema.json
-	@echo "genbook/ is written from the notebooks, the README's table from the records, the schema of records from its chapter"
+	@echo "genbook/ is written from the notebooks, the README's table and runs/index.json from the records, the schema of records from its chapter"
 
 lock: $(VENV)/python.stamp
 	@echo "== lock: install what settings.ini asks for into a new environment"

@@ -29,7 +29,7 @@ from genbook.vae import gaussian_model
 from genbook.vae.importance import importance_log_likelihood
 
 ROOT = os.path.join(os.path.dirname(__file__), "..", "runs")
-RECORDS = {run.name: run for run in runs.all_runs(ROOT) if "+" not in run.name}
+RECORDS = {run.name: run for run in runs.book_runs(ROOT)}
 BINARY = [name for name, run in RECORDS.items() if run.recipe["family"] == "vae"]
 COLOUR = [name for name, run in RECORDS.items() if run.recipe["family"] == "gaussian-vae"]
 CRITICS = [name for name, run in RECORDS.items() if run.recipe["family"] == "critics"]

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -158,9 +159,47 @@ def test_what_is_wrong_is_told(path, break_it, told):
     assert validate_all(path.parent, FIELDS)["tiny"] == problems
 
 
-def test_too_much_altogether(path, monkeypatch):
+def of_the_book(path):
+    """A run that the list of the book's records has."""
+    runs.write_atomic(path.parent / runs.INDEX, json.dumps([path.name]))
+    return path
+
+
+def test_size_is_asked_of_the_book_s_records_alone(path, monkeypatch):
     monkeypatch.setattr(audit, "TOTAL_LIMIT", 100)
-    assert "all runs together" in validate_all(path.parent)[""][0]
+    assert validate_all(path.parent) == {"tiny": []}
+    assert "have 0.0 MB together" in validate_all(of_the_book(path).parent)[""][0]
+
+
+def test_a_record_of_the_book_has_its_folder_s_name_and_no_other_run_need(path):
+    renamed = path.rename(path.with_name("second-try"))
+    assert validate(renamed, FIELDS) == []
+    assert validate(of_the_book(renamed), FIELDS) == [
+        "name is 'tiny' but the folder's is 'second-try'"
+    ]
+
+
+def test_a_record_of_the_book_that_is_lost_is_missed(path):
+    shutil.rmtree(of_the_book(path))
+    assert validate_all(path.parent) == {"": ["the book's record tiny is not there"]}
+
+
+def test_no_run_takes_the_place_of_a_record_of_the_book(path):
+    place = runs.Place(of_the_book(path))
+    with pytest.raises(ValueError, match="one of the book's records and stays as it is"):
+        place.begin(resume=False)
+    link = path.parent / "link"
+    link.symlink_to(path)
+    with pytest.raises(ValueError, match="one of the book's records"):
+        runs.Place(link).begin(resume=False)
+    assert validate(path, FIELDS) == [] and os.listdir(path.parent).count("tiny.unfinished") == 0
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[1]", "3", "\xff"])
+def test_a_list_of_records_that_is_none_is_named(path, content):
+    (path.parent / runs.INDEX).write_bytes(content.encode("latin1"))
+    with pytest.raises(ValueError, match=r"index\.json is no list of names"):
+        runs.book_names(path.parent)
 
 
 def test_a_folder_without_records(tmp_path):
@@ -173,12 +212,35 @@ def test_a_folder_without_records(tmp_path):
 
 def test_runs_root(tmp_path, monkeypatch):
     monkeypatch.delenv("GENBOOK_RUNS", raising=False)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "a" / "b")
+    make(tmp_path / "runs")
+    inner = tmp_path / "a" / "runs" / "Nov27_laptop"  # as TensorBoard makes them
+    inner.mkdir(parents=True)
+    (inner / "events.out.tfevents.1").write_bytes(b"x")
+    monkeypatch.chdir(inner.parent.parent)
     assert runs.runs_root() == tmp_path / "runs"
     monkeypatch.setenv("GENBOOK_RUNS", str(tmp_path / "elsewhere"))
     assert runs.runs_root() == tmp_path / "elsewhere"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GENBOOK_RUNS", "~/mine")
+    assert runs.runs_root() == tmp_path / "mine"
+
+
+def test_the_book_s_records_are_found_beside_a_user_s_own(tmp_path, monkeypatch, root):
+    """By name, by all that reads records; those of the user come first."""
+    monkeypatch.setenv("GENBOOK_RUNS", str(tmp_path))
+    assert Run.open("gan-mnist").path == root / "runs" / "gan-mnist"
+    own = make(tmp_path, "gan-mnist")
+    assert Run.open("gan-mnist").path == own and runs.book_folder() == root / "runs"
+    assert {run.path.parent for run in runs.book_runs()} == {root / "runs"}
+    with pytest.raises(ValueError, match="did you mean 'vae-bmnist'"):
+        Run.open("vae-bmnit")
+
+
+def test_where_the_book_s_records_lie_is_said_where_they_are_not_at_hand(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENBOOK_RUNS", str(tmp_path))
+    monkeypatch.setattr("genbook.runs.places.checkout", lambda: tmp_path / "site-packages")
+    with pytest.raises(ValueError, match=r"not at hand.*repository.*\$GENBOOK_RUNS"):
+        Run.open("vae-bmnist")
 
 
 @pytest.mark.parametrize(

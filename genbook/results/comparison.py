@@ -140,7 +140,7 @@ def compared(
         ValueError: a run that isn't there; says how to make it.
     """
     for name in recipe.models():
-        if not (runs.runs_root() / name / "run.json").is_file():
+        if runs.run_folder(name) is None:
             words = [word for part in name.split("+")[1:] for word in ("--set", part)]
             command = " ".join(["genbook train", name.split("+")[0], *words])
             raise ValueError(
