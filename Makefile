@@ -17,7 +17,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export TOKENIZERS_PARALLELISM := false
 export PYTHONDONTWRITEBYTECODE :=
 # What is formatted: genbook/ is what nbdev exports, but for the files that are written by hand.
-SOURCES := nbs tests benchmarks $(wildcard genbook/__init__.py genbook/*/__init__.py)
+SOURCES := nbs tests benchmarks $(wildcard genbook/__*__.py genbook/*/__init__.py)
 
 help:
 	@echo "make book       build the site into $(SITE)"
@@ -33,16 +33,17 @@ help:
 
 # A Python of 3.11 or later, the tested 3.11 first; PYTHON=... overrides.
 $(VENV)/python.stamp:
-	@python="$(PYTHON)"; \
-	for candidate in $${python:-python3.11 python3 python3.12 python3.13 python}; do \
-	  if $$candidate -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$candidate; break; fi; \
+	@set -- python3.11 python3 python3.12 python3.13 python; \
+	if [ -n "$(PYTHON)" ]; then set -- "$(PYTHON)"; fi; \
+	for candidate in "$$@"; do \
+	  if "$$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found="$$candidate"; break; fi; \
 	done; \
 	if [ -z "$${found:-}" ]; then \
-	  echo "genbook needs Python 3.11 or later with venv; none found (looked for: $${python:-python3.11, python3, python3.12, python3.13, python})." >&2; \
+	  echo "genbook needs Python 3.11 or later with venv; none found (looked for: $$(printf '%s, ' "$$@" | sed 's/, $$//'))." >&2; \
 	  echo "Install one, or name it: make book PYTHON=/path/to/python" >&2; exit 1; \
 	fi; \
-	echo "== environment: $$($$found --version) in $(VENV)"; \
-	$$found -m venv $(VENV); \
+	echo "== environment: $$("$$found" --version) in $(VENV)"; \
+	"$$found" -m venv $(VENV); \
 	touch $@
 
 $(VENV)/lock.stamp: requirements.lock requirements-torch.lock | $(VENV)/python.stamp
@@ -63,7 +64,7 @@ $(VENV)/package.stamp: settings.ini setup.py pyproject.toml $(VENV)/lock.stamp
 book: export GENBOOK_TYPECHECK := 1
 book: $(VENV)/package.stamp
 	@echo "== site: run the notebooks that changed, make the pages"
-	@$(BIN)/jupyter-book build nbs --config _config.yml --toc $(CURDIR)/_toc.yml --path-output . -W -n --keep-going \
+	@$(BIN)/jupyter-book build nbs --config _config.yml --toc "$(CURDIR)/_toc.yml" --path-output . -W -n --keep-going \
 	  || { rm -rf _build/.doctrees; echo "The site did not build: the warnings above are errors." >&2; exit 1; }
 	@echo "The site is in $(SITE): open $(SITE)/index.html"
 
@@ -88,7 +89,7 @@ test: check
 	@echo "== mutants: the checks of what changed, and a sample"
 	@$(BIN)/genbook equations --mutants --sample 6 >/dev/null
 	@echo "== tests: all others"
-	@GENBOOK_SITE=$(CURDIR)/$(SITE) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not fast" tests
+	@GENBOOK_SITE="$(CURDIR)/$(SITE)" $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not fast" tests
 
 # A table of mutants.csv that no longer holds is made again here, which a change of many chapters makes long.
 mutants: $(VENV)/package.stamp
@@ -135,7 +136,7 @@ lock: $(VENV)/python.stamp
 
 # Which, and how: make peers ARGS="vae ddim --threads 2".
 peers: .venv-peers/lock.stamp
-	@PYTHONPATH=$(CURDIR) .venv-peers/bin/python benchmarks/peers.py $(ARGS)
+	@PYTHONPATH="$(CURDIR)" .venv-peers/bin/python benchmarks/peers.py $(ARGS)
 
 clean:
 	rm -rf _build

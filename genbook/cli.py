@@ -22,7 +22,7 @@ from .cli_images import IMAGES, RUN, SIDE, THREADS, interpolate, sample, settle_
 from .machine import out_of_memory
 from .recipes import as_text, changes_since, field_notes, look_up, override
 from .side_by_side import INTERRUPTED, Lane, leash, watch_all
-from .terminal import is_main, show, tell
+from .terminal import is_main, print_whatever_can_be, show, tell
 
 # %% ../nbs/cli.ipynb #0859b47b
 def find_recipe(
@@ -394,6 +394,18 @@ def main(
 ) -> int:
     """Run a command and return its exit status: 2 for a mistake that the user can mend, 130 after Ctrl-C."""
     _given[:] = sys.argv[1:] if arguments is None else arguments
+    print_whatever_can_be()
+    try:
+        status = _status()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return status
+
+
+def _status() -> int:
+    """Run the command that was given, say what went wrong, and return its exit status."""
     try:
         status = app(args=list(_given), prog_name="genbook", standalone_mode=False)
         return status if isinstance(status, int) else 0
@@ -409,6 +421,8 @@ def main(
     except (KeyboardInterrupt, typer.Abort):
         tell("interrupted", "yellow")
         return 130
+    except BrokenPipeError:
+        raise
     except Exception as error:
         named = isinstance(error, (ValueError, OSError, FloatingPointError))
         if not named and type(error).__name__ != "DataError" and not out_of_memory(error):

@@ -5,6 +5,7 @@ __all__ = ['records', 'equations']
 
 # %% ../nbs/cli-book.ipynb #52a10f9a
 #| code-fold: true
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -67,6 +68,7 @@ def equations(
     """
     from genbook.book import campaign, equations
 
+    nbs = nbs and Path(os.path.expanduser(nbs))
     if mutants:
         progress = partial(tell, style="dim")
         rows, problems = campaign.listing(nbs, only or (), again, sample, progress)

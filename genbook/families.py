@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib
 import math
+import os
 import sys
 import time
 import typing
@@ -425,7 +426,7 @@ def with_images(
     own = [rule.own for rule in rules if rule.own]
     if not own:
         raise ValueError(f"{recipe.name} does not learn from other images than those of a data set")
-    place = Path(images).expanduser()
+    place = Path(os.path.expanduser(images))
     if not place.exists():
         raise ValueError(
             f"images must be a folder, an .npz or a .parquet file; no {place} is there"

@@ -229,7 +229,7 @@ def test_a_changed_run_never_takes_a_recorded_one_s_place(genbook, place):
     (name,) = os.listdir(place / "runs")
     assert name == "vae-bmnist+smoke+epochs=1+hidden=20,20+precision=bf16"
     assert out.splitlines()[-1].endswith(name)
-    record = json.loads((place / "runs" / name / "run.json").read_text())
+    record = json.loads((place / "runs" / name / "run.json").read_text("utf-8"))
     assert (
         record["name"] == name
         and record["precision"] == "bf16"
@@ -259,9 +259,9 @@ def test_a_finished_run_is_left_alone(genbook, recorded, place):
     assert (place / "runs" / recorded / "model.safetensors").stat().st_mtime_ns == before
 
     path = place / "runs" / recorded / "run.json"
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text("utf-8"))
     record["recipe"]["lr"] = 0.5
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(record), encoding="utf-8")
     status, out, err = genbook(*arguments)
     assert status == 0 and "lr was 0.5, is 0.0003" in err
 
@@ -308,7 +308,7 @@ def test_other_runs_are_no_failure_of_the_book(genbook, book, place):
     (place / "runs" / "Nov27_laptop").mkdir()
     (place / "runs" / "Nov27_laptop" / "events.out.tfevents.1").write_bytes(b"x")
     (place / "runs" / "mine").mkdir()
-    (place / "runs" / "mine" / "run.json").write_text("{")
+    (place / "runs" / "mine" / "run.json").write_text("{", encoding="utf-8")
     status, out, _ = genbook("records", "--json")
     assert status == 0
     assert {row["run"]: row["state"] for row in json.loads(out)} == {
@@ -410,9 +410,9 @@ def test_evaluate_agrees_and_finds_a_changed_figure(genbook, recorded, place):
         "the same machine gives the same bits"
     )
     path = place / "runs" / recorded / "run.json"
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text("utf-8"))
     record["metrics"]["test_log_px"]["value"] += 1
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(record), encoding="utf-8")
     status, out, err = genbook("evaluate", "--all", "--json")
     assert f"{recorded}: 4 figures agree; test_log_px differs (1 of 1, " in err
     verdicts = {row["figure"]: row["verdict"] for row in json.loads(out)}
@@ -423,9 +423,9 @@ def test_evaluate_agrees_and_finds_a_changed_figure(genbook, recorded, place):
 
 def test_evaluate_says_what_it_could_not_check(genbook, recorded, place, monkeypatch):
     path = place / "runs" / recorded / "run.json"
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text("utf-8"))
     record["data"]["splits"]["test"]["sha256"] = "0" * 64
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(record), encoding="utf-8")
     status, out, _ = genbook("evaluate", recorded, "--json")
     verdicts = {row["figure"]: row["verdict"] for row in json.loads(out)}
     assert status == 0
@@ -434,7 +434,7 @@ def test_evaluate_says_what_it_could_not_check(genbook, recorded, place, monkeyp
     )
 
     record["recipe"]["data"] = record["data"]["name"] = "binarized_mnist"
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(record), encoding="utf-8")
     status, out, err = genbook("evaluate", "--all", "--json")
     assert status == 0
     assert {row["verdict"] for row in json.loads(out)} == {"not checked: no data"}
@@ -454,16 +454,19 @@ def test_evaluate_goes_on_past_a_broken_record(genbook, recorded, place):
     [
         (lambda run: (run / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda run: (run / "model.safetensors").write_bytes(b"x" * 99), "model.safetensors"),
-        (lambda run: (run / "run.json").write_text("{"), "not JSON"),
+        (lambda run: (run / "run.json").write_text("{", encoding="utf-8"), "not JSON"),
         (lambda run: (run / "run.json").unlink(), "run.json is missing"),
-        (lambda run: (run / "metrics.csv").write_text("epoch,loss\n0,nan\n"), "nan"),
+        (
+            lambda run: (run / "metrics.csv").write_text("epoch,loss\n0,nan\n", encoding="utf-8"),
+            "nan",
+        ),
         (
             lambda run: (run / "samples" / "epoch-000-means.png").write_bytes(b"x"),
             "not a readable picture",
         ),
         (
             lambda run: (run / "run.json").write_text(
-                (run / "run.json").read_text().replace('"latent"', '"lalent"')
+                (run / "run.json").read_text("utf-8").replace('"latent"', '"lalent"')
             ),
             "'lalent'",
         ),
@@ -514,7 +517,7 @@ def notebook(folder, name, *cells):
         {"cell_type": "code" if source.startswith("#|") else "markdown", "source": source}
         for source in cells
     ]
-    (folder / f"{name}.ipynb").write_text(json.dumps({"cells": kinds}))
+    (folder / f"{name}.ipynb").write_text(json.dumps({"cells": kinds}), encoding="utf-8")
 
 
 def test_equations(genbook, place):

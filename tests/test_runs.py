@@ -76,7 +76,7 @@ def test_unknown_names_offer_the_nearest(path, monkeypatch):
 
 def change(path, *keys, value=None):
     """Set an entry of run.json, or take it away."""
-    record = json.loads((path / "run.json").read_text())
+    record = json.loads((path / "run.json").read_text("utf-8"))
     inner = record
     for key in keys[:-1]:
         inner = inner[key]
@@ -84,11 +84,11 @@ def change(path, *keys, value=None):
         del inner[keys[-1]]
     else:
         inner[keys[-1]] = value
-    (path / "run.json").write_text(json.dumps(record))
+    (path / "run.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 def line(path, text):
-    with open(path / "metrics.csv", "a") as file:
+    with open(path / "metrics.csv", "a", encoding="utf-8") as file:
         file.write(text + "\n")
 
 
@@ -100,8 +100,8 @@ def cut(path):
     "break_it, told",
     [
         (lambda p: (p / "run.json").unlink(), "run.json is missing"),
-        (lambda p: (p / "run.json").write_text("{"), "not JSON"),
-        (lambda p: (p / "run.json").write_text("[]"), "not a table"),
+        (lambda p: (p / "run.json").write_text("{", encoding="utf-8"), "not JSON"),
+        (lambda p: (p / "run.json").write_text("[]", encoding="utf-8"), "not a table"),
         (lambda p: change(p, "seed"), "lacks 'seed'"),
         (lambda p: change(p, "seed", value="x"), "seed is 'x'"),
         (lambda p: change(p, "name", value="other"), "name is 'other'"),
@@ -122,9 +122,12 @@ def cut(path):
         (lambda p: change(p, "metrics", "log_px", "tolerance", value=-1), "log_px.tolerance is -1"),
         (lambda p: change(p, "metrics", "log_px", value=3), "metrics.log_px is 3"),
         (lambda p: (p / "metrics.csv").unlink(), "metrics.csv is missing"),
-        (lambda p: (p / "metrics.csv").write_text(""), "first column"),
-        (lambda p: (p / "metrics.csv").write_text("epoch,x\n"), "no rows"),
-        (lambda p: (p / "metrics.csv").write_text("epoch,x,x\n1,2,3\n"), "two columns of one name"),
+        (lambda p: (p / "metrics.csv").write_text("", encoding="utf-8"), "first column"),
+        (lambda p: (p / "metrics.csv").write_text("epoch,x\n", encoding="utf-8"), "no rows"),
+        (
+            lambda p: (p / "metrics.csv").write_text("epoch,x,x\n1,2,3\n", encoding="utf-8"),
+            "two columns of one name",
+        ),
         (lambda p: line(p, "2,-1,-1,-1"), "line 4 has 4 fields"),
         (lambda p: line(p, "2,nan,-1"), "line 4, valid_elbo: 'nan'"),
         (lambda p: line(p, "2,what,-1"), "'what' is not a finite number"),
@@ -247,13 +250,13 @@ def test_where_the_book_s_records_lie_is_said_where_they_are_not_at_hand(tmp_pat
     "metric", [METRIC | {"value": math.nan}, {"value": 1.0}, METRIC | {"se": math.inf}]
 )
 def test_a_malformed_metric_is_not_written(path, metric):
-    before = (path / "run.json").read_text()
+    before = (path / "run.json").read_text("utf-8")
     with pytest.raises(ValueError, match="log_px"):
         runs.write_record(
             path, name="tiny", family="vae", recipe={}, data={}, seed=0, device="cpu", precision="fp32", seconds=1.0,
             epochs_done=1, metrics={"log_px": metric},
         )  # fmt: skip
-    assert (path / "run.json").read_text() == before
+    assert (path / "run.json").read_text("utf-8") == before
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -265,7 +268,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         runs.write_atomic(tmp_path / "a.txt", "new")
-    assert (tmp_path / "a.txt").read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text("utf-8") == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 
 def test_temporary_files_are_swept_once_their_process_is_gone(tmp_path):
@@ -280,7 +283,7 @@ def test_temporary_files_are_swept_once_their_process_is_gone(tmp_path):
         )
         foreign = tmp_path / ".a.txt.swp.tmp"
         for each in (left, living, other, foreign):
-            each.write_text("half")
+            each.write_text("half", encoding="utf-8")
         runs.write_atomic(path, "new")
         assert not left.exists() and living.exists() and other.exists()
         runs.sweep(tmp_path)
@@ -355,10 +358,10 @@ def test_mean_metric_is_the_mean_and_its_error():
 
 def test_a_block_that_writes_nothing_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_text("old")
+    path.write_text("old", encoding="utf-8")
     with pytest.raises(FileNotFoundError), runs.replacing(path):
         pass
-    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert path.read_text("utf-8") == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_told_without_an_error(root):
@@ -403,12 +406,12 @@ def test_a_scratch_folder_without_a_checkpoint_is_begun_anew(tmp_path):
 
 
 def test_nothing_of_somebody_elses_is_replaced(path):
-    (path / "notes.txt").write_text("mine")
+    (path / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match=r"holds 'notes.txt', which is no part of a record"):
         runs.Place(path).begin(resume=False)
     (path / "notes.txt").unlink()
     runs.Place(path).begin(resume=False)
-    (path.parent / "file").write_text("mine")
+    (path.parent / "file").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match="is no folder"):
         runs.Place(path.parent / "file").begin(resume=True)
     (path.parent / "link").symlink_to(path)
@@ -434,7 +437,7 @@ FREE = {"note", "notes", "source", "layout", "cores", "threads", "dtype", "versi
 
 def test_no_odd_value_passes_as_whole(path):
     """Every field of a record in turn is each of the values that somebody might put there."""
-    whole = json.loads((path / "run.json").read_text())
+    whole = json.loads((path / "run.json").read_text("utf-8"))
     passed = set()
     for at in places(whole):
         for value in odd_values():
@@ -443,7 +446,7 @@ def test_no_odd_value_passes_as_whole(path):
             for key in at[:-1]:
                 inner = inner[key]
             inner[at[-1]] = value
-            (path / "run.json").write_text(json.dumps(record))
+            (path / "run.json").write_text(json.dumps(record), encoding="utf-8")
             if not validate(path, FIELDS):
                 passed.add(at[-1])
                 assert runs.Run(path).record == record
@@ -490,4 +493,4 @@ def test_weights_are_named_plainly(path, name):
 
 def test_the_schema_is_published():
     published = Path(__file__).parent.parent / "_static" / "run.schema.json"
-    assert json.loads(published.read_text()) == runs.schema.schema(), "make export"
+    assert json.loads(published.read_text("utf-8")) == runs.schema.schema(), "make export"

@@ -4,6 +4,7 @@
 #| code-fold: true
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -159,7 +160,7 @@ def own_images(
     Raises:
         ValueError: another kind, or a side that is out of range.
     """
-    return data_set(f"{kind}x{side}:{Path(path).expanduser().resolve()}").name
+    return data_set(f"{kind}x{side}:{Path(os.path.expanduser(path)).resolve()}").name
 
 
 def data_set(name: str) -> DataSet:

@@ -92,7 +92,7 @@ def is_place(
 def _strangers(folder: Path) -> list[str]:
     """What lies in a folder and is no part of a record."""
     try:
-        record = json.loads((folder / "run.json").read_text())
+        record = json.loads((folder / "run.json").read_text("utf-8"))
         known = {"run.json", *record["files"]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         known = set()  # a damaged record, or one from before its files were listed
@@ -154,7 +154,8 @@ class Place:
         try:
             yield
         finally:
-            self.lock.unlink(missing_ok=True)  # while it is held: who waits for it asks again
+            with contextlib.suppress(PermissionError):  # Windows keeps what is open
+                self.lock.unlink(missing_ok=True)  # while it is held: who waits for it asks again
             lock.release()
 
     def settle(self) -> None:

@@ -104,7 +104,7 @@ class RunFolder:
 
 
 def _columns(path: Path) -> dict[str, list[float]]:
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     names = list(rows[0]) if rows else []
     return {name: [float(row[name]) if row[name] else math.nan for row in rows] for name in names}
@@ -383,7 +383,7 @@ def _git(*arguments: str) -> str | None:
         answer = subprocess.run(
             ["git", "-C", str(root), *arguments],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=True,
             timeout=10,
         )
@@ -408,7 +408,7 @@ def device_info(
 
 def _processor() -> str:
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:
         text = ""
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
