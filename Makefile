@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -e -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help book check test mutants notebooks format export lock peers clean
+.PHONY: help book check test mutants notebooks lab format export lock peers clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,6 +25,7 @@ help:
 	@echo "make test       all of that, every notebook, the site and all tests"
 	@echo "make mutants    put faults into the code of every equation that changed, and run its check"
 	@echo "make notebooks  run every notebook with nbdev_test, without making pages"
+	@echo "make lab        JupyterLab on the chapters, with what shows their text as the site does"
 	@echo "make format     bring notebooks, tests and benchmarks into form"
 	@echo "make export     write genbook/ from the notebooks, the README's table from the records"
 	@echo "make lock       renew requirements.lock from settings.ini"
@@ -99,6 +100,15 @@ mutants: $(VENV)/package.stamp
 notebooks: $(VENV)/package.stamp
 	@$(BIN)/nbdev_test --n_workers 2 --timing
 
+$(VENV)/lab.stamp: requirements-lab.lock $(VENV)/package.stamp
+	@echo "== environment: JupyterLab, with the versions in requirements-lab.lock"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-lab.lock
+	@touch $@
+
+# Options of JupyterLab: make lab ARGS="--no-browser --port 9999".
+lab: $(VENV)/lab.stamp
+	@$(BIN)/jupyter-lab --ServerApp.root_dir=nbs $(ARGS)
+
 format: $(VENV)/package.stamp
 	@$(BIN)/ruff check --fix --quiet nbs tests benchmarks || true
 	@$(BIN)/ruff format --quiet $(SOURCES)
@@ -121,9 +131,15 @@ lock: $(VENV)/python.stamp
 	"$$fresh/bin/python" -m pip freeze --all --disable-pip-version-check | grep -vE '^(pip|triton|(nvidia|cuda)-[^=]+)==' | sed -E 's/\+(cpu|cu[0-9]+)$$//' | sort -f > "$$fresh/found"; \
 	"$$fresh/bin/python" -m pip install --quiet --disable-pip-version-check uv; \
 	grep -vE '^torch(vision)?==' "$$fresh/found" | "$$fresh/bin/uv" pip compile --quiet --no-deps --generate-hashes --no-header --no-annotate - -o "$$fresh/hashed"; \
+	$(BIN)/python -c "import configparser; c = configparser.ConfigParser(delimiters=['=']); c.read('settings.ini'); \
+	print('\n'.join(c['DEFAULT']['lab_requirements'].split()))" > "$$fresh/lab.in"; \
+	sed -nE 's/^([^ ]+==[^ ]+).*/\1/p' "$$fresh/hashed" > "$$fresh/known"; \
+	"$$fresh/bin/uv" pip compile --quiet --no-header --no-annotate -c "$$fresh/known" "$$fresh/lab.in" | grep -vxFf "$$fresh/known" > "$$fresh/lab"; \
+	"$$fresh/bin/uv" pip compile --quiet --no-deps --generate-hashes --no-header --no-annotate - -o "$$fresh/lab.hashed" < "$$fresh/lab"; \
+	{ sed -n '/^#/p' requirements-lab.lock; cat "$$fresh/lab.hashed"; } > "$$fresh/lab.lock"; \
 	{ sed -n '/^#/p' requirements.lock; cat "$$fresh/hashed"; } > "$$fresh/lock"; \
 	{ sed -n '/^#/p' requirements-torch.lock; grep -E '^torch(vision)?==' "$$fresh/found"; } > "$$fresh/torch"; \
-	mv "$$fresh/lock" requirements.lock; mv "$$fresh/torch" requirements-torch.lock
+	mv "$$fresh/lock" requirements.lock; mv "$$fresh/lab.lock" requirements-lab.lock; mv "$$fresh/torch" requirements-torch.lock
 	@echo "requirements.lock is renewed; now: make test"
 
 # torch first, as the book has it: asked for by others it would come with another version, or with CUDA.

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from genbook import book
 
@@ -105,7 +106,7 @@ def test_reader_is_pure_and_leaves_no_directive(root):
 
 def test_every_requirement_is_locked(root):
     settings = configparser.ConfigParser(delimiters=["="])
-    settings.read(root / "settings.ini")
+    settings.read(root / "settings.ini", encoding="utf-8")
     wanted = (
         settings["DEFAULT"]["requirements"] + " " + settings["DEFAULT"]["dev_requirements"]
     ).split()
@@ -129,6 +130,21 @@ def test_every_requirement_is_locked(root):
     locked = {normal(line.split("==")[0]) for line in lines}
     missing = [name for name in wanted if normal(re.split(r"[<>=!~\[]", name)[0]) not in locked]
     assert not missing, f"not in requirements.lock: {missing}; run `make lock`"
+
+
+def test_jupyterlab_is_locked_beside_the_book(root):
+    """`make lab` adds packages to the environment, and changes none that is in it."""
+    settings = configparser.ConfigParser(delimiters=["="])
+    settings.read(root / "settings.ini", encoding="utf-8")
+    texts = [
+        (root / name).read_text("utf-8") for name in ("requirements.lock", "requirements-lab.lock")
+    ]
+    book_s, labs = (dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE)) for text in texts)
+    assert {"jupyterlab", "jupyterlab-myst"} <= labs.keys() and not labs.keys() & book_s.keys()
+    for wanted in settings["DEFAULT"]["lab_requirements"].split():
+        asked = Requirement(wanted)
+        assert asked.specifier.contains(labs[asked.name]), f"{wanted}: run `make lock`"
+    assert len(re.findall(r"^\S+==\S+ \\\n +--hash=sha256:", texts[1], re.MULTILINE)) == len(labs)
 
 
 def test_the_table_of_mutants_meets_the_goal(root):
