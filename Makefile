@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -e -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help book check test mutants notebooks format export lock peers clean
+.PHONY: help book check test mutants notebooks lab format export lock peers clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +17,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export TOKENIZERS_PARALLELISM := false
 export PYTHONDONTWRITEBYTECODE :=
 # What is formatted: genbook/ is what nbdev exports, but for the files that are written by hand.
-SOURCES := nbs tests benchmarks $(wildcard genbook/__init__.py genbook/*/__init__.py)
+SOURCES := nbs tests benchmarks $(wildcard genbook/__*__.py genbook/*/__init__.py)
 
 help:
 	@echo "make book       build the site into $(SITE)"
@@ -25,6 +25,7 @@ help:
 	@echo "make test       all of that, every notebook, the site and all tests"
 	@echo "make mutants    put faults into the code of every equation that changed, and run its check"
 	@echo "make notebooks  run every notebook with nbdev_test, without making pages"
+	@echo "make lab        JupyterLab on the chapters, with what shows their text as the site does"
 	@echo "make format     bring notebooks, tests and benchmarks into form"
 	@echo "make export     write genbook/ from the notebooks, the README's table from the records"
 	@echo "make lock       renew requirements.lock from settings.ini"
@@ -33,16 +34,17 @@ help:
 
 # A Python of 3.11 or later, the tested 3.11 first; PYTHON=... overrides.
 $(VENV)/python.stamp:
-	@python="$(PYTHON)"; \
-	for candidate in $${python:-python3.11 python3 python3.12 python3.13 python}; do \
-	  if $$candidate -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$candidate; break; fi; \
+	@set -- python3.11 python3 python3.12 python3.13 python; \
+	if [ -n "$(PYTHON)" ]; then set -- "$(PYTHON)"; fi; \
+	for candidate in "$$@"; do \
+	  if "$$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found="$$candidate"; break; fi; \
 	done; \
 	if [ -z "$${found:-}" ]; then \
-	  echo "genbook needs Python 3.11 or later with venv; none found (looked for: $${python:-python3.11, python3, python3.12, python3.13, python})." >&2; \
+	  echo "genbook needs Python 3.11 or later with venv; none found (looked for: $$(printf '%s, ' "$$@" | sed 's/, $$//'))." >&2; \
 	  echo "Install one, or name it: make book PYTHON=/path/to/python" >&2; exit 1; \
 	fi; \
-	echo "== environment: $$($$found --version) in $(VENV)"; \
-	$$found -m venv $(VENV); \
+	echo "== environment: $$("$$found" --version) in $(VENV)"; \
+	"$$found" -m venv $(VENV); \
 	touch $@
 
 $(VENV)/lock.stamp: requirements.lock requirements-torch.lock | $(VENV)/python.stamp
@@ -63,7 +65,7 @@ $(VENV)/package.stamp: settings.ini setup.py pyproject.toml $(VENV)/lock.stamp
 book: export GENBOOK_TYPECHECK := 1
 book: $(VENV)/package.stamp
 	@echo "== site: run the notebooks that changed, make the pages"
-	@$(BIN)/jupyter-book build nbs --config _config.yml --toc $(CURDIR)/_toc.yml --path-output . -W -n --keep-going \
+	@$(BIN)/jupyter-book build nbs --config _config.yml --toc "$(CURDIR)/_toc.yml" --path-output . -W -n --keep-going \
 	  || { rm -rf _build/.doctrees; echo "The site did not build: the warnings above are errors." >&2; exit 1; }
 	@echo "The site is in $(SITE): open $(SITE)/index.html"
 
@@ -88,7 +90,7 @@ test: check
 	@echo "== mutants: the checks of what changed, and a sample"
 	@$(BIN)/genbook equations --mutants --sample 6 >/dev/null
 	@echo "== tests: all others"
-	@GENBOOK_SITE=$(CURDIR)/$(SITE) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not fast" tests
+	@GENBOOK_SITE="$(CURDIR)/$(SITE)" $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not fast" tests
 
 # A table of mutants.csv that no longer holds is made again here, which a change of many chapters makes long.
 mutants: $(VENV)/package.stamp
@@ -98,6 +100,15 @@ mutants: $(VENV)/package.stamp
 notebooks: $(VENV)/package.stamp
 	@$(BIN)/nbdev_test --n_workers 2 --timing
 
+$(VENV)/lab.stamp: requirements-lab.lock $(VENV)/package.stamp
+	@echo "== environment: JupyterLab, with the versions in requirements-lab.lock"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-lab.lock
+	@touch $@
+
+# Options of JupyterLab: make lab ARGS="--no-browser --port 9999".
+lab: $(VENV)/lab.stamp
+	@$(BIN)/jupyter-lab --ServerApp.root_dir=nbs $(ARGS)
+
 format: $(VENV)/package.stamp
 	@$(BIN)/ruff check --fix --quiet nbs tests benchmarks || true
 	@$(BIN)/ruff format --quiet $(SOURCES)
@@ -105,9 +116,9 @@ format: $(VENV)/package.stamp
 
 export: $(VENV)/package.stamp
 	@$(BIN)/nbdev_export
-	@$(BIN)/python -c "from genbook.results.scoreboard import refresh; refresh('README.md')"
+	@$(BIN)/python -c "from genbook.results.scoreboard import refresh, write_index; write_index('runs'); refresh('README.md')"
 	@$(BIN)/python -c "from genbook.runs.schema import schema; import json; print(json.dumps(schema(), indent=2))" > _static/run.schema.json
-	@echo "genbook/ is written from the notebooks, the README's table from the records, the schema of records from its chapter"
+	@echo "genbook/ is written from the notebooks, the README's table and runs/index.json from the records, the schema of records from its chapter"
 
 lock: $(VENV)/python.stamp
 	@echo "== lock: install what settings.ini asks for into a new environment"
@@ -120,9 +131,15 @@ lock: $(VENV)/python.stamp
 	"$$fresh/bin/python" -m pip freeze --all --disable-pip-version-check | grep -vE '^(pip|triton|(nvidia|cuda)-[^=]+)==' | sed -E 's/\+(cpu|cu[0-9]+)$$//' | sort -f > "$$fresh/found"; \
 	"$$fresh/bin/python" -m pip install --quiet --disable-pip-version-check uv; \
 	grep -vE '^torch(vision)?==' "$$fresh/found" | "$$fresh/bin/uv" pip compile --quiet --no-deps --generate-hashes --no-header --no-annotate - -o "$$fresh/hashed"; \
+	$(BIN)/python -c "import configparser; c = configparser.ConfigParser(delimiters=['=']); c.read('settings.ini'); \
+	print('\n'.join(c['DEFAULT']['lab_requirements'].split()))" > "$$fresh/lab.in"; \
+	sed -nE 's/^([^ ]+==[^ ]+).*/\1/p' "$$fresh/hashed" > "$$fresh/known"; \
+	"$$fresh/bin/uv" pip compile --quiet --no-header --no-annotate -c "$$fresh/known" "$$fresh/lab.in" | grep -vxFf "$$fresh/known" > "$$fresh/lab"; \
+	"$$fresh/bin/uv" pip compile --quiet --no-deps --generate-hashes --no-header --no-annotate - -o "$$fresh/lab.hashed" < "$$fresh/lab"; \
+	{ sed -n '/^#/p' requirements-lab.lock; cat "$$fresh/lab.hashed"; } > "$$fresh/lab.lock"; \
 	{ sed -n '/^#/p' requirements.lock; cat "$$fresh/hashed"; } > "$$fresh/lock"; \
 	{ sed -n '/^#/p' requirements-torch.lock; grep -E '^torch(vision)?==' "$$fresh/found"; } > "$$fresh/torch"; \
-	mv "$$fresh/lock" requirements.lock; mv "$$fresh/torch" requirements-torch.lock
+	mv "$$fresh/lock" requirements.lock; mv "$$fresh/lab.lock" requirements-lab.lock; mv "$$fresh/torch" requirements-torch.lock
 	@echo "requirements.lock is renewed; now: make test"
 
 # torch first, as the book has it: asked for by others it would come with another version, or with CUDA.
@@ -135,7 +152,7 @@ lock: $(VENV)/python.stamp
 
 # Which, and how: make peers ARGS="vae ddim --threads 2".
 peers: .venv-peers/lock.stamp
-	@PYTHONPATH=$(CURDIR) .venv-peers/bin/python benchmarks/peers.py $(ARGS)
+	@PYTHONPATH="$(CURDIR)" .venv-peers/bin/python benchmarks/peers.py $(ARGS)
 
 clean:
 	rm -rf _build

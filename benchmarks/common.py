@@ -128,7 +128,7 @@ def peak_memory():
     """Largest memory of this process so far, in GB. On Linux the counter of `resource` begins at that of the process that started this one."""
     if sys.platform == "linux":
         return (
-            int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
+            int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text("utf-8"))[1])
             * 1024
             / 1e9
         )

@@ -87,7 +87,7 @@ def main():
     images = common.load(recipe.data, "test", options.data_root)
     images = images[:200] if options.smoke else images if options.full else images[: options.images]
     num_samples = recipe.eval_samples
-    recorded = not options.smoke and (runs.runs_root() / "vae-bmnist" / "run.json").is_file()
+    recorded = not options.smoke and runs.run_folder("vae-bmnist") is not None
     model = vae.build(runs.Run.open("vae-bmnist"))[1] if recorded else recipe.model().eval()
     models = dict.fromkeys(CONTESTANTS, model)
     models["starter"] = common.same_weights(common.StarterVAE(recipe.latent), model)

@@ -142,7 +142,7 @@ def main():
 
 def recorded(family, name: str, recipe, smoke: bool):
     """The recorded model of a run, where there is one and it isn't a rehearsal."""
-    if not smoke and (runs.runs_root() / name / "run.json").is_file():
+    if not smoke and runs.run_folder(name):
         return family.build(runs.Run.open(name))[1].eval()
     return recipe.model().eval()
 

@@ -164,7 +164,7 @@ def main():
         records = {
             name: runs.Run.open(name).metrics["valid_elbo"][1:]
             for name in ("vae-bmnist", "vae-bmnist-fast")
-            if (runs.runs_root() / name / "run.json").is_file()
+            if runs.run_folder(name)
         }
         reached = first_at(records.get("vae-bmnist", []), TARGET) or plain.epochs
         needed = first_at(records.get("vae-bmnist-fast", []), TARGET) or fast.epochs

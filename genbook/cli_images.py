@@ -7,6 +7,7 @@ __all__ = ['IMAGES', 'SIDE', 'RUN', 'THREADS', 'settle_threads', 'check_out', 'w
 # %% ../nbs/cli-images.ipynb #2e4e1eca
 #| code-fold: true
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +51,7 @@ _PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 def check_out(out: Path) -> str:
     """What is to be written: "picture", "npz" or "folder". Raises ValueError for another form, or a folder in use."""
-    out = out.expanduser()
+    out = Path(os.path.expanduser(out))
     ending = out.suffix.lower()
     if out.is_dir():
         if any(out.iterdir()):
@@ -86,7 +87,7 @@ def write_images(images: Any, out: Path, ncols: int) -> None:
     from genbook import runs
     from genbook.viz import tile, to_png
 
-    out, kind = out.expanduser(), check_out(out)
+    out, kind = Path(os.path.expanduser(out)), check_out(out)
     if kind == "folder":
         digits = max(4, len(str(len(images) - 1)))
         for k, image in enumerate(images):

@@ -100,7 +100,10 @@ def has_bf16(
     device: str,  # "cpu", "cuda" or "mps"
 ) -> bool:
     """Whether products in bfloat16 pay: a processor without instructions for them takes up to sixty times as long."""
-    return device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device != "cpu":
+        return True
+    there = torch.backends.mkldnn.is_available()  # not on every processor
+    return there and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def in_precision(
@@ -158,9 +161,10 @@ class Plan(Checked):
     def disagreements(self) -> Iterable[str]:
         """A device must be there."""
         kind, _, number = (self.device or "").partition(":")
-        cards = torch.cuda.device_count() if kind == "cuda" else 1
+        counts = {"cuda": torch.cuda.device_count, "mps": torch.backends.mps.is_available}
+        cards = int(counts.get(kind, lambda: 1)())
         if not cards:
-            yield "device is 'cuda' but torch finds no card here; 'cpu' is always there"
+            yield f"device is {kind!r} but torch finds no card here; 'cpu' is always there"
         elif int(number or 0) >= cards:
             yield f"device is {self.device!r}, but here {kind} has no number above {cards - 1}"
 

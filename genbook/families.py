@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib
 import math
+import os
 import sys
 import time
 import typing
@@ -32,7 +33,7 @@ from genbook.checkpoints import (
     save_checkpoint,
 )
 from .data import Splits, data_set, own_images
-from .data.sets import OrOwn, Side
+from .data.sets import Needs, Side
 from .descent import gather_processes, on_main
 from .fields import Count, field_types
 from .randomness import own_randomness
@@ -421,14 +422,15 @@ def with_images(
     images, or where its network cannot have that side.
     """
     kind = field_types(type(recipe)).get("data")
-    own = [rule for rule in getattr(kind, "__metadata__", ()) if isinstance(rule, OrOwn)]
+    rules = [rule for rule in getattr(kind, "__metadata__", ()) if isinstance(rule, Needs)]
+    own = [rule.own for rule in rules if rule.own]
     if not own:
         raise ValueError(f"{recipe.name} does not learn from other images than those of a data set")
-    place = Path(images).expanduser()
+    place = Path(os.path.expanduser(images))
     if not place.exists():
         raise ValueError(
             f"images must be a folder, an .npz or a .parquet file; no {place} is there"
         )
-    data = own_images(place, own[0].kind, side or data_set(recipe.data).shape[1])
+    data = own_images(place, own[0], side or data_set(recipe.data).shape[1])
     suffix = f"+images={place.resolve().name}" + (f"+side={side}" if side else "")
     return dataclasses.replace(recipe, data=data, name=as_name(recipe.name + suffix))

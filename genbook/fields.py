@@ -203,6 +203,7 @@ def check_value(
     kind: Any,  # its type, with ranges
     what: str,  # its name, for the message
     strict: bool = True,  # else texts are read as numbers
+    of: str = "",  # whose it is, for a message of what that one needs
 ) -> Any:
     """The value, as its type has it; a number of NumPy's becomes one of Python's.
 
@@ -213,7 +214,10 @@ def check_value(
     try:
         return _adapter(kind, strict).validate_python(plain(value))
     except ValidationError as error:
-        raise ValueError(f"{what} {_wanted(error)}, got {brief(value)}") from None
+        told = _wanted(error)
+        if told.startswith("needs "):  # a sentence about the whole
+            raise ValueError(f"{of or what} {told}") from None
+        raise ValueError(f"{what} {told}, got {brief(value)}") from None
 
 # %% ../nbs/fields.ipynb #c966860a
 @cache
@@ -240,7 +244,9 @@ class Checked:
         begin = f"{of}: " if isinstance(of, str) and of else ""
         for field, kind in field_types(type(self)).items():
             told = field if field == "name" else begin + field
-            object.__setattr__(self, field, check_value(getattr(self, field), kind, told))
+            object.__setattr__(
+                self, field, check_value(getattr(self, field), kind, told, of=of or "")
+            )
         for problem in self.disagreements():
             raise ValueError(begin + problem)
 

@@ -59,12 +59,13 @@ def parse_value(
     text: str,
     kind: Any,  # the type of the field, with its range
     field: str,  # its name, for the message
+    of: str = "",  # the recipe's, for a message of what that one needs
 ) -> Any:
     """The value that a text stands for.
 
     Raises ValueError, naming the field, where it is of another type or out of range.
     """
-    return check_value(_pieces(text, kind), kind, field, strict=False)
+    return check_value(_pieces(text, kind), kind, field, strict=False, of=of)
 
 
 def as_text(
@@ -111,7 +112,7 @@ def override(
             raise ValueError(f"--set takes field=value; got {setting!r}")
         others = [name for name in kinds if name != "name"]
         field = look_up(field.strip(), others, f"field of {recipe.name}")
-        changes[field] = parse_value(text, kinds[field], field)
+        changes[field] = parse_value(text, kinds[field], field, recipe.name)
     changes = {field: value for field, value in changes.items() if value != getattr(recipe, field)}
     suffix = "".join(f"+{field}={as_text(value)}" for field, value in changes.items())
     return dataclasses.replace(recipe, **changes, name=as_name(recipe.name + suffix))

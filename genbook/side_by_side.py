@@ -5,6 +5,7 @@ __all__ = ['INTERRUPTED', 'Lane', 'leash', 'run_all', 'watch_all']
 
 # %% ../nbs/side-by-side.ipynb #71cceeff
 #| code-fold: true
+import _thread
 import csv
 import os
 import signal
@@ -88,7 +89,7 @@ class Lane:
 def _last_row(file: Path) -> dict[str, str]:
     """The last row of a CSV; empty where there is none yet."""
     try:
-        with file.open(newline="") as lines:
+        with file.open(newline="", encoding="utf-8") as lines:
             return [{}, *csv.DictReader(lines)][-1]
     except OSError:
         return {}
@@ -100,7 +101,10 @@ def leash(source: int = 0) -> threading.Thread:
     def watch():
         while os.read(source, 1024):
             pass
-        os.kill(os.getpid(), signal.SIGINT)
+        if os.name == "nt":  # where os.kill ends a process at once
+            _thread.interrupt_main()
+        else:
+            os.kill(os.getpid(), signal.SIGINT)
 
     watching = threading.Thread(target=watch, daemon=True)
     watching.start()

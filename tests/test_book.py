@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from genbook import book
 
@@ -21,7 +22,7 @@ def test_package_is_what_the_notebooks_export(root, tmp_path):
     )
     for name in ("settings.ini", "pyproject.toml"):
         shutil.copy(root / name, tmp_path)
-    for path in (root / "genbook").rglob("__init__.py"):  # those of the parts are written by hand
+    for path in (root / "genbook").rglob("__*__.py"):  # which are written by hand
         target = tmp_path / path.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
@@ -83,7 +84,7 @@ def test_notebook_leaves_torch_as_it_found_it(name):
 
 def test_every_notebook_is_in_the_table_of_contents(root):
     listed = re.findall(
-        r"^[\s-]*(?:root|file):\s*(\S+)", (root / "_toc.yml").read_text(), re.MULTILINE
+        r"^[\s-]*(?:root|file):\s*(\S+)", (root / "_toc.yml").read_text("utf-8"), re.MULTILINE
     )
     nbs = root / "nbs"
     written = [page.relative_to(nbs).with_suffix("").as_posix() for page in nbs.rglob("*.md")]
@@ -105,20 +106,22 @@ def test_reader_is_pure_and_leaves_no_directive(root):
 
 def test_every_requirement_is_locked(root):
     settings = configparser.ConfigParser(delimiters=["="])
-    settings.read(root / "settings.ini")
+    settings.read(root / "settings.ini", encoding="utf-8")
     wanted = (
         settings["DEFAULT"]["requirements"] + " " + settings["DEFAULT"]["dev_requirements"]
     ).split()
-    text = re.sub(r"^#.*\n", "", (root / "requirements.lock").read_text(), flags=re.MULTILINE)
+    text = re.sub(
+        r"^#.*\n", "", (root / "requirements.lock").read_text("utf-8"), flags=re.MULTILINE
+    )
     lines = re.sub(r" \\\n\s+", " ", text).splitlines()
     exact, hashes = r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", r"( --hash=sha256:[0-9a-f]{64})+"
     strange = [line for line in lines if not re.fullmatch(exact + hashes, line)]
     assert not strange, "a version that isn't exact, or a file of it without a hash"
-    unhashed = (root / "requirements-torch.lock").read_text().splitlines()
+    unhashed = (root / "requirements-torch.lock").read_text("utf-8").splitlines()
     unhashed = [line for line in unhashed if not line.startswith("#")]
     assert [line.split("==")[0] for line in unhashed] == ["torch", "torchvision"]
     assert all(re.fullmatch(exact, line) for line in unhashed)
-    assert "--require-hashes" in (root / "Makefile").read_text()
+    assert "--require-hashes" in (root / "Makefile").read_text("utf-8")
     lines += unhashed
 
     def normal(name):
@@ -127,6 +130,21 @@ def test_every_requirement_is_locked(root):
     locked = {normal(line.split("==")[0]) for line in lines}
     missing = [name for name in wanted if normal(re.split(r"[<>=!~\[]", name)[0]) not in locked]
     assert not missing, f"not in requirements.lock: {missing}; run `make lock`"
+
+
+def test_jupyterlab_is_locked_beside_the_book(root):
+    """`make lab` adds packages to the environment, and changes none that is in it."""
+    settings = configparser.ConfigParser(delimiters=["="])
+    settings.read(root / "settings.ini", encoding="utf-8")
+    texts = [
+        (root / name).read_text("utf-8") for name in ("requirements.lock", "requirements-lab.lock")
+    ]
+    book_s, labs = (dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE)) for text in texts)
+    assert {"jupyterlab", "jupyterlab-myst"} <= labs.keys() and not labs.keys() & book_s.keys()
+    for wanted in settings["DEFAULT"]["lab_requirements"].split():
+        asked = Requirement(wanted)
+        assert asked.specifier.contains(labs[asked.name]), f"{wanted}: run `make lock`"
+    assert len(re.findall(r"^\S+==\S+ \\\n +--hash=sha256:", texts[1], re.MULTILINE)) == len(labs)
 
 
 def test_the_table_of_mutants_meets_the_goal(root):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from genbook import cli, families, recipes
+from genbook import cli, families, recipes, runs
 
 COMMAND = [sys.executable, "-m", "genbook.cli"]
 
@@ -167,7 +167,9 @@ def test_recipes(genbook, place):
         "iwae-bmnist",
         "vae-mlp-z2",
     }
-    assert not any(row["recorded"] == "yes" for row in rows)
+    vae = next(row for row in rows if row["recipe"] == "vae-bmnist")
+    assert vae["recorded"] == "yes"
+    assert vae["minutes"] == round(runs.Run.open("vae-bmnist").record["seconds"] / 60, 1)
     status, out, _ = genbook("recipes")
     header, *lines = out.splitlines()
     assert header.split("\t") == list(rows[0]) and len(lines) == len(rows)
@@ -227,7 +229,7 @@ def test_a_changed_run_never_takes_a_recorded_one_s_place(genbook, place):
     (name,) = os.listdir(place / "runs")
     assert name == "vae-bmnist+smoke+epochs=1+hidden=20,20+precision=bf16"
     assert out.splitlines()[-1].endswith(name)
-    record = json.loads((place / "runs" / name / "run.json").read_text())
+    record = json.loads((place / "runs" / name / "run.json").read_text("utf-8"))
     assert (
         record["name"] == name
         and record["precision"] == "bf16"
@@ -257,11 +259,67 @@ def test_a_finished_run_is_left_alone(genbook, recorded, place):
     assert (place / "runs" / recorded / "model.safetensors").stat().st_mtime_ns == before
 
     path = place / "runs" / recorded / "run.json"
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text("utf-8"))
     record["recipe"]["lr"] = 0.5
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(record), encoding="utf-8")
     status, out, err = genbook(*arguments)
     assert status == 0 and "lr was 0.5, is 0.0003" in err
+
+
+@pytest.fixture
+def book(genbook, recorded, place, monkeypatch):
+    """A folder of runs in which the finished one is a record of the book; what a name's recipe is, is its rehearsal."""
+    runs.write_atomic(place / "runs" / runs.INDEX, json.dumps([recorded]))
+    return place / "runs" / recorded
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("anew", [[], ["--no-resume"]])
+def test_training_again_never_touches_a_record_of_the_book(genbook, book, anew):
+    before = contents(book)
+    arguments = ("train", "vae-bmnist", "--smoke", "--set", "epochs=1")
+    status, out, err = genbook(*arguments, *anew)
+    assert status == 0 and f"this run goes to {book}+2" in err and f"recorded in {book}+2" in out
+    status, out, _ = genbook(*arguments)
+    assert status == 0 and f"{book}+2 holds this run, finished" in out
+    assert contents(book) == before
+    status, out, err = genbook("records", "--json")
+    assert status == 0 and [row["state"] for row in json.loads(out)] == ["whole", "whole"]
+
+
+def test_a_record_of_the_book_is_no_place_for_a_run(genbook, book, place):
+    before = contents(book)
+    arguments = ("train", "vae-bmnist", "--smoke", "--set", "epochs=1", "--no-resume")
+    for out in (book, os.path.relpath(book), book / "samples" / ".."):
+        status, _, err = genbook(*arguments, "--out", str(out))
+        assert status == 2 and "is one of the book's records and stays as it is" in err
+    status, _, err = genbook(*arguments[:2], "iwae-bmnist", *arguments[2:], "--out", "runs")
+    assert status == 2 and "is one of the book's records" in err
+    assert contents(book) == before
+
+
+def test_other_runs_are_no_failure_of_the_book(genbook, book, place):
+    """A broken one, one that is no run at all, and one whose folder `--out` named."""
+    arguments = ("train", "vae-bmnist", "--smoke", "--set", "epochs=1")
+    assert genbook(*arguments, "--out", "runs/second-try")[0] == 0
+    (place / "runs" / "Nov27_laptop").mkdir()
+    (place / "runs" / "Nov27_laptop" / "events.out.tfevents.1").write_bytes(b"x")
+    (place / "runs" / "mine").mkdir()
+    (place / "runs" / "mine" / "run.json").write_text("{", encoding="utf-8")
+    status, out, _ = genbook("records", "--json")
+    assert status == 0
+    assert {row["run"]: row["state"] for row in json.loads(out)} == {
+        book.name: "whole",
+        "second-try": "whole",
+        "mine": "malformed",
+        "Nov27_laptop": "incomplete",
+    }
+    (book / "metrics.csv").unlink()
+    status, _, err = genbook("records")
+    assert status == 1 and "metrics.csv is missing" in err
 
 
 def test_out_must_not_hold_another_run(genbook, recorded, place):
@@ -352,9 +410,9 @@ def test_evaluate_agrees_and_finds_a_changed_figure(genbook, recorded, place):
         "the same machine gives the same bits"
     )
     path = place / "runs" / recorded / "run.json"
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text("utf-8"))
     record["metrics"]["test_log_px"]["value"] += 1
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(record), encoding="utf-8")
     status, out, err = genbook("evaluate", "--all", "--json")
     assert f"{recorded}: 4 figures agree; test_log_px differs (1 of 1, " in err
     verdicts = {row["figure"]: row["verdict"] for row in json.loads(out)}
@@ -365,9 +423,9 @@ def test_evaluate_agrees_and_finds_a_changed_figure(genbook, recorded, place):
 
 def test_evaluate_says_what_it_could_not_check(genbook, recorded, place, monkeypatch):
     path = place / "runs" / recorded / "run.json"
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text("utf-8"))
     record["data"]["splits"]["test"]["sha256"] = "0" * 64
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(record), encoding="utf-8")
     status, out, _ = genbook("evaluate", recorded, "--json")
     verdicts = {row["figure"]: row["verdict"] for row in json.loads(out)}
     assert status == 0
@@ -376,7 +434,7 @@ def test_evaluate_says_what_it_could_not_check(genbook, recorded, place, monkeyp
     )
 
     record["recipe"]["data"] = record["data"]["name"] = "binarized_mnist"
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(record), encoding="utf-8")
     status, out, err = genbook("evaluate", "--all", "--json")
     assert status == 0
     assert {row["verdict"] for row in json.loads(out)} == {"not checked: no data"}
@@ -396,16 +454,19 @@ def test_evaluate_goes_on_past_a_broken_record(genbook, recorded, place):
     [
         (lambda run: (run / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda run: (run / "model.safetensors").write_bytes(b"x" * 99), "model.safetensors"),
-        (lambda run: (run / "run.json").write_text("{"), "not JSON"),
+        (lambda run: (run / "run.json").write_text("{", encoding="utf-8"), "not JSON"),
         (lambda run: (run / "run.json").unlink(), "run.json is missing"),
-        (lambda run: (run / "metrics.csv").write_text("epoch,loss\n0,nan\n"), "nan"),
+        (
+            lambda run: (run / "metrics.csv").write_text("epoch,loss\n0,nan\n", encoding="utf-8"),
+            "nan",
+        ),
         (
             lambda run: (run / "samples" / "epoch-000-means.png").write_bytes(b"x"),
             "not a readable picture",
         ),
         (
             lambda run: (run / "run.json").write_text(
-                (run / "run.json").read_text().replace('"latent"', '"lalent"')
+                (run / "run.json").read_text("utf-8").replace('"latent"', '"lalent"')
             ),
             "'lalent'",
         ),
@@ -456,7 +517,7 @@ def notebook(folder, name, *cells):
         {"cell_type": "code" if source.startswith("#|") else "markdown", "source": source}
         for source in cells
     ]
-    (folder / f"{name}.ipynb").write_text(json.dumps({"cells": kinds}))
+    (folder / f"{name}.ipynb").write_text(json.dumps({"cells": kinds}), encoding="utf-8")
 
 
 def test_equations(genbook, place):

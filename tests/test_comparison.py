@@ -132,7 +132,7 @@ def test_a_run_that_is_missing_is_named_with_the_command_that_makes_it(monkeypat
     for name, command in (
         ("vae-svhn+seed=1", "genbook train vae-svhn --set seed=1"),
         ("wgan-svhn+seed=2+lr=0.1", "genbook train wgan-svhn --set seed=2 --set lr=0.1"),
-        ("wgan-svhn", "genbook train wgan-svhn"),
+        ("wgan-svhm", "genbook train wgan-svhm"),
     ):
         recipe = dataclasses.replace(RECIPES["comparison-svhn"], sets=("test", f"{name} draws"))
         with pytest.raises(ValueError) as error:

@@ -378,7 +378,7 @@ def keep(run, state):
     """Put other numbers into a record as if they were what was recorded: with their digest."""
     weights = run.path / run.record["weights"]["file"]
     runs.save_weights(weights, state, dtype=None)
-    record = json.loads((run.path / "run.json").read_text())
+    record = json.loads((run.path / "run.json").read_text("utf-8"))
     record["files"] = runs.file_digests(run.path)
     record["weights"]["sha256"] = record["files"][weights.name]
     runs.write_atomic(run.path / "run.json", json.dumps(record))
@@ -448,7 +448,9 @@ def test_interrupted_run_goes_on_with_the_next_critic(tmp_path, monkeypatch):
     assert (parts.path / "model.safetensors").read_bytes() == (
         whole.path / "model.safetensors"
     ).read_bytes()
-    assert (parts.path / "metrics.csv").read_text() == (whole.path / "metrics.csv").read_text()
+    assert (parts.path / "metrics.csv").read_text("utf-8") == (
+        whole.path / "metrics.csv"
+    ).read_text("utf-8")
 
 
 def test_checkpoint_of_another_recipe_is_refused(tmp_path, monkeypatch):

@@ -980,7 +980,7 @@ def test_fetch_completes_a_short_test_set(tmp_path, monkeypatch, server):
 
 def test_fetch_into_a_place_that_cannot_be_written(tmp_path, monkeypatch, server):
     publish("mnist", server, monkeypatch)
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(DataError, match="cannot be written to.*genbook data fetch mnist"):
         fetch("mnist", tmp_path / "file")
     assert server.asked == []

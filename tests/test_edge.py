@@ -340,14 +340,18 @@ def test_every_download_ends(way, told, tmp_path, monkeypatch):
 
 def test_a_link_is_followed_and_a_file_keeps_its_permissions(tmp_path):
     real, link = tmp_path / "real", tmp_path / "link"
-    real.write_text("old")
+    real.write_text("old", encoding="utf-8")
     real.chmod(0o600)
     link.symlink_to("real")
     (tmp_path / "dangling").symlink_to("new")
     runs.write_atomic(link, "one")
     runs.write_atomic(tmp_path / "dangling", "two")
-    assert link.is_symlink() and real.read_text() == "one" and real.stat().st_mode & 0o777 == 0o600
-    assert (tmp_path / "new").read_text() == "two" and (tmp_path / "dangling").is_symlink()
+    assert (
+        link.is_symlink()
+        and real.read_text("utf-8") == "one"
+        and real.stat().st_mode & 0o777 == 0o600
+    )
+    assert (tmp_path / "new").read_text("utf-8") == "two" and (tmp_path / "dangling").is_symlink()
 
 
 def test_what_is_no_regular_file_is_not_replaced(tmp_path):

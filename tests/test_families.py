@@ -140,9 +140,9 @@ def test_it_draws_images_or_says_in_a_sentence_why_not(name, run, tmp_path, caps
 def test_an_unknown_field_is_refused_by_name(name, run, tmp_path):
     with pytest.raises(ValueError, match=rf"no field of {name}\+smoke is called 'colour'"):
         recipes.override(tiny(name), ["colour=red"])
-    record = json.loads((run.path / "run.json").read_text())
+    record = json.loads((run.path / "run.json").read_text("utf-8"))
     record["recipe"]["colour"] = "red"
-    (tmp_path / "run.json").write_text(json.dumps(record))
+    (tmp_path / "run.json").write_text(json.dumps(record), encoding="utf-8")
     problems = runs.validate(tmp_path, families.recipe_fields())
     assert "recipe has an unknown field 'colour'" in problems
     with pytest.raises(TypeError, match="'colour'"):

@@ -127,13 +127,15 @@ def house(root, tmp_path_factory) -> Path:
 
     # One: a notebook.
     chapter = notebook("#| default_exp vae.average", IMPORTS, CODE, CHECK, FAMILY)
-    (folder / "nbs/vae/average.ipynb").write_text(chapter)
+    (folder / "nbs/vae/average.ipynb").write_text(chapter, encoding="utf-8")
 
     # Two: a line in _toc.yml.
-    toc = (folder / "_toc.yml").read_text()
+    toc = (folder / "_toc.yml").read_text("utf-8")
     line = "      - file: vae/gaussian\n"
     assert line in toc
-    (folder / "_toc.yml").write_text(toc.replace(line, f"{line}      - file: vae/average\n"))
+    (folder / "_toc.yml").write_text(
+        toc.replace(line, f"{line}      - file: vae/average\n"), encoding="utf-8"
+    )
 
     # Three: a line in families.
     families = folder / "nbs/families.ipynb"
@@ -161,7 +163,7 @@ def test_a_family_of_three_steps_is_known_everywhere(house):
     genbook = [sys.executable, "-m", "genbook.cli"]
     assert "average-digit" in run(house, *genbook, "recipes")
     run(house, *genbook, "train", "average-digit", "--smoke", "--out", house / "runs/average-digit")
-    record = json.loads((house / "runs/average-digit/run.json").read_text())
+    record = json.loads((house / "runs/average-digit/run.json").read_text("utf-8"))
     assert record["recipe"]["family"] == "average"
     assert -784 * 0.6931 < record["metrics"]["test_log_px"]["value"] < 0
     assert "agrees" in run(house, *genbook, "evaluate", house / "runs/average-digit")

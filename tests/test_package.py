@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = {  # by their names in the package: "vae.elbo"; those of the notebooks, without the parts' own
     ".".join(path.relative_to(ROOT / "genbook").with_suffix("").parts): path
     for path in sorted((ROOT / "genbook").rglob("*.py"))
-    if path.name not in ("__init__.py", "_modidx.py")
+    if path.name not in ("__init__.py", "__main__.py", "_modidx.py")
 }
 PARTS = sorted(path.parent.name for path in (ROOT / "genbook").glob("*/__init__.py"))
 BOOK_TOOLS = {
@@ -197,6 +197,26 @@ def test_the_wheel_holds_the_package_alone(unpacked):
     assert all(name.split("/")[0].endswith(".dist-info") for name in files - package), (
         files - package
     )
+
+
+def test_the_source_archive_builds_the_same_wheel(wheel, tmp_path):
+    """`settings.ini` is in it, from which setup.py reads."""
+    quietly = {"capture_output": True, "text": True}
+    code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], cwd=wheel.parent / "tree", **quietly
+    )
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
+    done = subprocess.run([*pip, "-q", "-w", tmp_path, archive], **quietly)
+    assert done.returncode == 0, done.stderr
+    (again,) = tmp_path.glob("*.whl")
+    contents = []
+    for path in (wheel, again):
+        with zipfile.ZipFile(path) as opened:
+            contents.append({name: opened.read(name) for name in opened.namelist()})
+    assert again.name == wheel.name and contents[0] == contents[1]
 
 
 def test_the_wheel_says_what_settings_ini_says(unpacked):

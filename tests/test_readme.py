@@ -2,22 +2,25 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 from genbook.results import scoreboard
-from genbook.runs import runs_root
+from genbook.runs import book_folder, book_names
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
 def blocks(language: str) -> list[str]:
     """The fenced blocks of a language."""
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text("utf-8"), flags=re.DOTALL)
 
 
 def test_results_are_those_of_the_records():
     table = re.search(
-        r"<!-- scoreboard -->\n(.*?)\n<!-- /scoreboard -->", README.read_text(), flags=re.DOTALL
+        r"<!-- scoreboard -->\n(.*?)\n<!-- /scoreboard -->",
+        README.read_text("utf-8"),
+        flags=re.DOTALL,
     )[1]
     assert table == scoreboard.markdown(scoreboard.rows()), "run `make export`"
     assert table.count("\n") >= 2 + len(scoreboard.headlines()) - 1
@@ -39,13 +42,18 @@ def test_commands_exist():
 def test_named_recipes_exist():
     from genbook.vae.binarised_mnist import RECIPES
 
-    named = set(re.findall(r"`?genbook (?:train|sample) ([a-z][\w-]+)", README.read_text()))
+    named = set(re.findall(r"`?genbook (?:train|sample) ([a-z][\w-]+)", README.read_text("utf-8")))
     assert named and named <= RECIPES.keys()
-    assert (runs_root() / "vae-bmnist-best" / "run.json").exists()
+    assert "vae-bmnist-best" in book_names(book_folder())
 
 
 def test_every_record_has_a_headline():
-    names = {path.parent.name for path in runs_root().glob("*/run.json")}
-    assert names == set(scoreboard.headlines()), (
-        "each record has a row in the scoreboard, and each row a record"
+    names = book_names(book_folder())
+    assert names == sorted(scoreboard.headlines()), (
+        "each record has a row in the scoreboard, and each row a record: `make export`"
     )
+    committed = subprocess.run(
+        ["git", "-C", README.parent, "ls-files", "runs/*/run.json"], capture_output=True, text=True
+    )
+    if committed.returncode == 0 and committed.stdout:  # in a checkout
+        assert {line.split("/")[1] for line in committed.stdout.splitlines()} == set(names)

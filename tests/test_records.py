@@ -29,7 +29,7 @@ from genbook.vae import gaussian_model
 from genbook.vae.importance import importance_log_likelihood
 
 ROOT = os.path.join(os.path.dirname(__file__), "..", "runs")
-RECORDS = {run.name: run for run in runs.all_runs(ROOT) if "+" not in run.name}
+RECORDS = {run.name: run for run in runs.book_runs(ROOT)}
 BINARY = [name for name, run in RECORDS.items() if run.recipe["family"] == "vae"]
 COLOUR = [name for name, run in RECORDS.items() if run.recipe["family"] == "gaussian-vae"]
 CRITICS = [name for name, run in RECORDS.items() if run.recipe["family"] == "critics"]
@@ -119,7 +119,7 @@ def test_record_is_of_its_recipe(name):
 
 def test_record_says_nothing_of_the_machine_s_folders():
     for run in RECORDS.values():
-        text = (run.path / "run.json").read_text()
+        text = (run.path / "run.json").read_text("utf-8")
         assert not any(
             place in text for place in ("/home", "/root", "/tmp", "/work", "/Users", "\\\\")
         )
@@ -257,11 +257,11 @@ def test_figures_of_colour_images_are_in_order(name):
 @pytest.mark.parametrize("name", COLOUR)
 def test_portrait_is_whole(name):
     """What the chapter shows of the data, which it does not have."""
-    with open(RECORDS[name].path / "profile.csv", newline="") as file:
+    with open(RECORDS[name].path / "profile.csv", newline="", encoding="utf-8") as file:
         profile = [
             {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)
         ]
-    with open(RECORDS[name].path / "spectrum.csv", newline="") as file:
+    with open(RECORDS[name].path / "spectrum.csv", newline="", encoding="utf-8") as file:
         spectrum = [
             {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)
         ]
@@ -322,7 +322,7 @@ def test_active_latents_are_those_of_the_weights(name):
 
 def estimates_of(run):
     """The rows of a run's `estimates.csv`."""
-    with open(run.path / "estimates.csv", newline="") as file:
+    with open(run.path / "estimates.csv", newline="", encoding="utf-8") as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
@@ -391,7 +391,7 @@ def test_gan_draws_all_digits_though_not_evenly():
     assert run.figure("sample_rarest") > 0.02 and 2 < run.figure("sample_entropy") < run.figure(
         "test_entropy"
     )
-    with open(run.path / "classes.csv", newline="") as file:
+    with open(run.path / "classes.csv", newline="", encoding="utf-8") as file:
         shares = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
     assert [row["digit"] for row in shares] == list(range(10))
     for kind in ("train", "test", "sample"):
@@ -437,7 +437,7 @@ def test_wgan_comes_nearer_to_the_images():
 def test_judge_is_right_often_enough():
     run = record("svhn-classifier")
     assert run.figure("test_accuracy") >= 0.94 and run.figure("test_calibration") < 0.05
-    with open(run.path / "answers.csv", newline="") as file:
+    with open(run.path / "answers.csv", newline="", encoding="utf-8") as file:
         answers = [
             {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)
         ]
@@ -461,7 +461,7 @@ def test_noise_is_predicted_as_recorded(name):
     with own_randomness(1), torch.no_grad():
         x = gaussian_vae.scale_pixels(test[:100])
         first = model.diffusion.bound_term(model.unet, x, torch.zeros(100, dtype=torch.int64))
-    with open(run.path / "terms.csv", newline="") as file:
+    with open(run.path / "terms.csv", newline="", encoding="utf-8") as file:
         recorded = [float(row["bits"]) for row in csv.DictReader(file)]
     assert len(recorded) == recipe.timesteps
     assert first.mean() / (3072 * math.log(2)) == pytest.approx(recorded[0], rel=0.05)

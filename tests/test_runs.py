@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_unknown_names_offer_the_nearest(path, monkeypatch):
 
 def change(path, *keys, value=None):
     """Set an entry of run.json, or take it away."""
-    record = json.loads((path / "run.json").read_text())
+    record = json.loads((path / "run.json").read_text("utf-8"))
     inner = record
     for key in keys[:-1]:
         inner = inner[key]
@@ -83,11 +84,11 @@ def change(path, *keys, value=None):
         del inner[keys[-1]]
     else:
         inner[keys[-1]] = value
-    (path / "run.json").write_text(json.dumps(record))
+    (path / "run.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 def line(path, text):
-    with open(path / "metrics.csv", "a") as file:
+    with open(path / "metrics.csv", "a", encoding="utf-8") as file:
         file.write(text + "\n")
 
 
@@ -99,8 +100,8 @@ def cut(path):
     "break_it, told",
     [
         (lambda p: (p / "run.json").unlink(), "run.json is missing"),
-        (lambda p: (p / "run.json").write_text("{"), "not JSON"),
-        (lambda p: (p / "run.json").write_text("[]"), "not a table"),
+        (lambda p: (p / "run.json").write_text("{", encoding="utf-8"), "not JSON"),
+        (lambda p: (p / "run.json").write_text("[]", encoding="utf-8"), "not a table"),
         (lambda p: change(p, "seed"), "lacks 'seed'"),
         (lambda p: change(p, "seed", value="x"), "seed is 'x'"),
         (lambda p: change(p, "name", value="other"), "name is 'other'"),
@@ -121,9 +122,12 @@ def cut(path):
         (lambda p: change(p, "metrics", "log_px", "tolerance", value=-1), "log_px.tolerance is -1"),
         (lambda p: change(p, "metrics", "log_px", value=3), "metrics.log_px is 3"),
         (lambda p: (p / "metrics.csv").unlink(), "metrics.csv is missing"),
-        (lambda p: (p / "metrics.csv").write_text(""), "first column"),
-        (lambda p: (p / "metrics.csv").write_text("epoch,x\n"), "no rows"),
-        (lambda p: (p / "metrics.csv").write_text("epoch,x,x\n1,2,3\n"), "two columns of one name"),
+        (lambda p: (p / "metrics.csv").write_text("", encoding="utf-8"), "first column"),
+        (lambda p: (p / "metrics.csv").write_text("epoch,x\n", encoding="utf-8"), "no rows"),
+        (
+            lambda p: (p / "metrics.csv").write_text("epoch,x,x\n1,2,3\n", encoding="utf-8"),
+            "two columns of one name",
+        ),
         (lambda p: line(p, "2,-1,-1,-1"), "line 4 has 4 fields"),
         (lambda p: line(p, "2,nan,-1"), "line 4, valid_elbo: 'nan'"),
         (lambda p: line(p, "2,what,-1"), "'what' is not a finite number"),
@@ -158,9 +162,47 @@ def test_what_is_wrong_is_told(path, break_it, told):
     assert validate_all(path.parent, FIELDS)["tiny"] == problems
 
 
-def test_too_much_altogether(path, monkeypatch):
+def of_the_book(path):
+    """A run that the list of the book's records has."""
+    runs.write_atomic(path.parent / runs.INDEX, json.dumps([path.name]))
+    return path
+
+
+def test_size_is_asked_of_the_book_s_records_alone(path, monkeypatch):
     monkeypatch.setattr(audit, "TOTAL_LIMIT", 100)
-    assert "all runs together" in validate_all(path.parent)[""][0]
+    assert validate_all(path.parent) == {"tiny": []}
+    assert "have 0.0 MB together" in validate_all(of_the_book(path).parent)[""][0]
+
+
+def test_a_record_of_the_book_has_its_folder_s_name_and_no_other_run_need(path):
+    renamed = path.rename(path.with_name("second-try"))
+    assert validate(renamed, FIELDS) == []
+    assert validate(of_the_book(renamed), FIELDS) == [
+        "name is 'tiny' but the folder's is 'second-try'"
+    ]
+
+
+def test_a_record_of_the_book_that_is_lost_is_missed(path):
+    shutil.rmtree(of_the_book(path))
+    assert validate_all(path.parent) == {"": ["the book's record tiny is not there"]}
+
+
+def test_no_run_takes_the_place_of_a_record_of_the_book(path):
+    place = runs.Place(of_the_book(path))
+    with pytest.raises(ValueError, match="one of the book's records and stays as it is"):
+        place.begin(resume=False)
+    link = path.parent / "link"
+    link.symlink_to(path)
+    with pytest.raises(ValueError, match="one of the book's records"):
+        runs.Place(link).begin(resume=False)
+    assert validate(path, FIELDS) == [] and os.listdir(path.parent).count("tiny.unfinished") == 0
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[1]", "3", "\xff"])
+def test_a_list_of_records_that_is_none_is_named(path, content):
+    (path.parent / runs.INDEX).write_bytes(content.encode("latin1"))
+    with pytest.raises(ValueError, match=r"index\.json is no list of names"):
+        runs.book_names(path.parent)
 
 
 def test_a_folder_without_records(tmp_path):
@@ -173,25 +215,48 @@ def test_a_folder_without_records(tmp_path):
 
 def test_runs_root(tmp_path, monkeypatch):
     monkeypatch.delenv("GENBOOK_RUNS", raising=False)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "a" / "b")
+    make(tmp_path / "runs")
+    inner = tmp_path / "a" / "runs" / "Nov27_laptop"  # as TensorBoard makes them
+    inner.mkdir(parents=True)
+    (inner / "events.out.tfevents.1").write_bytes(b"x")
+    monkeypatch.chdir(inner.parent.parent)
     assert runs.runs_root() == tmp_path / "runs"
     monkeypatch.setenv("GENBOOK_RUNS", str(tmp_path / "elsewhere"))
     assert runs.runs_root() == tmp_path / "elsewhere"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GENBOOK_RUNS", "~/mine")
+    assert runs.runs_root() == tmp_path / "mine"
+
+
+def test_the_book_s_records_are_found_beside_a_user_s_own(tmp_path, monkeypatch, root):
+    """By name, by all that reads records; those of the user come first."""
+    monkeypatch.setenv("GENBOOK_RUNS", str(tmp_path))
+    assert Run.open("gan-mnist").path == root / "runs" / "gan-mnist"
+    own = make(tmp_path, "gan-mnist")
+    assert Run.open("gan-mnist").path == own and runs.book_folder() == root / "runs"
+    assert {run.path.parent for run in runs.book_runs()} == {root / "runs"}
+    with pytest.raises(ValueError, match="did you mean 'vae-bmnist'"):
+        Run.open("vae-bmnit")
+
+
+def test_where_the_book_s_records_lie_is_said_where_they_are_not_at_hand(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENBOOK_RUNS", str(tmp_path))
+    monkeypatch.setattr("genbook.runs.places.checkout", lambda: tmp_path / "site-packages")
+    with pytest.raises(ValueError, match=r"not at hand.*repository.*\$GENBOOK_RUNS"):
+        Run.open("vae-bmnist")
 
 
 @pytest.mark.parametrize(
     "metric", [METRIC | {"value": math.nan}, {"value": 1.0}, METRIC | {"se": math.inf}]
 )
 def test_a_malformed_metric_is_not_written(path, metric):
-    before = (path / "run.json").read_text()
+    before = (path / "run.json").read_text("utf-8")
     with pytest.raises(ValueError, match="log_px"):
         runs.write_record(
             path, name="tiny", family="vae", recipe={}, data={}, seed=0, device="cpu", precision="fp32", seconds=1.0,
             epochs_done=1, metrics={"log_px": metric},
         )  # fmt: skip
-    assert (path / "run.json").read_text() == before
+    assert (path / "run.json").read_text("utf-8") == before
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -203,7 +268,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         runs.write_atomic(tmp_path / "a.txt", "new")
-    assert (tmp_path / "a.txt").read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text("utf-8") == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 
 def test_temporary_files_are_swept_once_their_process_is_gone(tmp_path):
@@ -218,7 +283,7 @@ def test_temporary_files_are_swept_once_their_process_is_gone(tmp_path):
         )
         foreign = tmp_path / ".a.txt.swp.tmp"
         for each in (left, living, other, foreign):
-            each.write_text("half")
+            each.write_text("half", encoding="utf-8")
         runs.write_atomic(path, "new")
         assert not left.exists() and living.exists() and other.exists()
         runs.sweep(tmp_path)
@@ -293,10 +358,10 @@ def test_mean_metric_is_the_mean_and_its_error():
 
 def test_a_block_that_writes_nothing_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_text("old")
+    path.write_text("old", encoding="utf-8")
     with pytest.raises(FileNotFoundError), runs.replacing(path):
         pass
-    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert path.read_text("utf-8") == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_told_without_an_error(root):
@@ -341,12 +406,12 @@ def test_a_scratch_folder_without_a_checkpoint_is_begun_anew(tmp_path):
 
 
 def test_nothing_of_somebody_elses_is_replaced(path):
-    (path / "notes.txt").write_text("mine")
+    (path / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match=r"holds 'notes.txt', which is no part of a record"):
         runs.Place(path).begin(resume=False)
     (path / "notes.txt").unlink()
     runs.Place(path).begin(resume=False)
-    (path.parent / "file").write_text("mine")
+    (path.parent / "file").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match="is no folder"):
         runs.Place(path.parent / "file").begin(resume=True)
     (path.parent / "link").symlink_to(path)
@@ -372,7 +437,7 @@ FREE = {"note", "notes", "source", "layout", "cores", "threads", "dtype", "versi
 
 def test_no_odd_value_passes_as_whole(path):
     """Every field of a record in turn is each of the values that somebody might put there."""
-    whole = json.loads((path / "run.json").read_text())
+    whole = json.loads((path / "run.json").read_text("utf-8"))
     passed = set()
     for at in places(whole):
         for value in odd_values():
@@ -381,7 +446,7 @@ def test_no_odd_value_passes_as_whole(path):
             for key in at[:-1]:
                 inner = inner[key]
             inner[at[-1]] = value
-            (path / "run.json").write_text(json.dumps(record))
+            (path / "run.json").write_text(json.dumps(record), encoding="utf-8")
             if not validate(path, FIELDS):
                 passed.add(at[-1])
                 assert runs.Run(path).record == record
@@ -428,4 +493,4 @@ def test_weights_are_named_plainly(path, name):
 
 def test_the_schema_is_published():
     published = Path(__file__).parent.parent / "_static" / "run.schema.json"
-    assert json.loads(published.read_text()) == runs.schema.schema(), "make export"
+    assert json.loads(published.read_text("utf-8")) == runs.schema.schema(), "make export"

@@ -63,7 +63,7 @@ def processes_of(root):
     found = {}
     for entry in os.listdir("/proc"):
         try:
-            words = Path(f"/proc/{entry}/cmdline").read_text().split("\0")
+            words = Path(f"/proc/{entry}/cmdline").read_text("utf-8").split("\0")
         except (OSError, ValueError):
             continue
         for folder in FOLDERS:
@@ -100,7 +100,7 @@ def test_ctrl_c_stops_both_and_both_go_on(place, undisturbed):
     assert begun(place) and not processes_of(place)
     _, err = goes_on(place, undisturbed)
     for folder in FOLDERS:
-        log = (place / f"{folder}.log").read_text()
+        log = (place / f"{folder}.log").read_text("utf-8")
         assert log.count("epoch 1/14") == 1 and "stopped after step" in log  # it went on
         assert f"\n{folder}\ttraining\t" in f"\n{err}"
 

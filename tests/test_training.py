@@ -545,7 +545,7 @@ def test_history_and_log(tmp_path):
     ]
     assert result.history[-1]["step"] == 16 and result.history[-1]["score"] == 4
     assert result.history[-1]["train_twice"] == pytest.approx(2 * result.history[-1]["train_loss"])
-    assert len((tmp_path / "m.csv").read_text().splitlines()) == 4
+    assert len((tmp_path / "m.csv").read_text("utf-8").splitlines()) == 4
 
 
 def test_a_line_an_epoch_without_a_terminal(capsys):

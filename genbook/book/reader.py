@@ -193,7 +193,9 @@ def small_book(
     """Write a book of one chapter, to try things on; a source that begins with `md:` is prose, the others code."""
     root = Path(folder)
     (root / "nbs/vae").mkdir(parents=True, exist_ok=True)
-    (root / "_toc.yml").write_text("format: jb-book\nroot: index\nchapters:\n- file: vae/elbo\n")
+    (root / "_toc.yml").write_text(
+        "format: jb-book\nroot: index\nchapters:\n- file: vae/elbo\n", encoding="utf-8"
+    )
     cells = [
         make_cell("markdown", str(i), source.removeprefix("md:"))
         if source.startswith("md:")
@@ -201,7 +203,7 @@ def small_book(
         for i, source in enumerate(sources)
     ]
     notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
-    (root / "nbs/vae/elbo.ipynb").write_text(json.dumps(notebook))
+    (root / "nbs/vae/elbo.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     return root
 
 # %% ../../nbs/book/reader.ipynb #98076eef

@@ -300,7 +300,7 @@ def commit_of(
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         said = [
             subprocess.run(
-                ["git", *words], cwd=folder, check=True, capture_output=True, text=True
+                ["git", *words], cwd=folder, check=True, capture_output=True, encoding="utf-8"
             ).stdout
             for words in (
                 ["rev-parse", "--short=12", "HEAD"],

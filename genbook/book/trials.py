@@ -466,7 +466,7 @@ def killed_elsewhere(
 def _quiet() -> Iterator[None]:
     # Cells print, draw and warn; none of it is wanted here.
     with (
-        open(os.devnull, "w") as nowhere,
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
         contextlib.redirect_stdout(nowhere),
         warnings.catch_warnings(),
     ):

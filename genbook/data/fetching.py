@@ -298,7 +298,7 @@ def fetch(name: str, root: str | Path | None = None, source: str | None = None) 
     dataset = data_set(name)
     if dataset.embedded or dataset.place:
         return None
-    root = Path(root).expanduser() if root is not None else cache_root()
+    root = Path(os.path.expanduser(root)) if root is not None else cache_root()
     if _complete(name, root):
         return root
     given = None if source is None else _address(source)

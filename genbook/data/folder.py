@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import sys
 import warnings
 from collections import Counter
@@ -329,7 +330,7 @@ def gather(name: str, root: str | Path | None = None) -> Gathered:
         raise ValueError(f"name must be that of a reader's own images, got {name!r}")
     place = Path(dataset.place)
     if root is not None and not place.exists():
-        place = Path(root).expanduser() / place.name
+        place = Path(os.path.expanduser(root)) / place.name
     layout, pictures = _pictures(place)
     squares, raw, left_out = _squares(dataset, place, pictures)
     if left_out:

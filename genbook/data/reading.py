@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from .sets import DATASETS, DataError, Split, data_set
+from ..machine import cache_folder
 from ..runs.files import replacing, sweep
 
 # %% auto #0
@@ -31,21 +31,15 @@ __all__ = ['Arrays', 'cache_root', 'data_roots', 'Copy', 'mending_command', 'fin
 # %% ../../nbs/data/reading.ipynb #6fa7a75b
 def cache_root() -> Path:
     """The folder in the user's cache where downloads and decoded copies are kept."""
-    if os.environ.get("XDG_CACHE_HOME"):
-        base = Path(os.environ["XDG_CACHE_HOME"])
-    elif os.name == "nt" and os.environ.get("LOCALAPPDATA"):
-        base = Path(os.environ["LOCALAPPDATA"])
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path.home() / ".cache"
-    return base / "genbook"
+    return cache_folder() / "genbook"
 
 
 def data_roots(root: str | Path | None = None) -> list[Path]:
     """The folders that are searched, in this order: `root`, `$GENBOOK_DATA`, the user's cache."""
     given = [root, os.environ.get("GENBOOK_DATA") or None]
-    return [Path(place).expanduser() for place in given if place is not None] + [cache_root()]
+    return [Path(os.path.expanduser(place)) for place in given if place is not None] + [
+        cache_root()
+    ]
 
 # %% ../../nbs/data/reading.ipynb #bb6331bc
 @dataclass(frozen=True)
@@ -470,6 +464,7 @@ def _read_decoded_copy(copy: Copy) -> Part | None:
 
 def _keep_decoded_copy(copy: Copy, part: Part) -> None:
     """Write a part into the user's cache; where that fails, warn and go on."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     arrays = {k: as_bytes(v, k) for k, v in part.whole._asdict().items() if v is not None}
@@ -478,7 +473,7 @@ def _keep_decoded_copy(copy: Copy, part: Part) -> None:
     try:
         with replacing(path) as temporary:
             save_file(arrays, temporary, metadata=metadata)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter on a full disk
         warnings.warn(
             f"{path}: the decoded copy of {copy.name} could not be kept ({error})", stacklevel=4
         )

@@ -4,20 +4,20 @@
 #| code-fold: true
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from ..fields import OneOf, check_value, one_of, within
+from ..fields import OneOf, check_value, within
 
 # %% auto #0
 __all__ = ['DATASETS', 'Side', 'Labelled', 'Photographs', 'Binary', 'GreyDigits', 'Colour', 'Split', 'DataError', 'DataSet',
-           'own_images', 'data_set', 'OrOwn']
+           'own_images', 'data_set', 'Needs', 'needs']
 
 # %% ../../nbs/data/sets.ipynb #ba4413ec
 class Split(NamedTuple):
@@ -160,7 +160,7 @@ def own_images(
     Raises:
         ValueError: another kind, or a side that is out of range.
     """
-    return data_set(f"{kind}x{side}:{Path(path).expanduser().resolve()}").name
+    return data_set(f"{kind}x{side}:{Path(os.path.expanduser(path)).resolve()}").name
 
 
 def data_set(name: str) -> DataSet:
@@ -187,33 +187,59 @@ def data_set(name: str) -> DataSet:
     )
 
 # %% ../../nbs/data/sets.ipynb #242febf2
-def _such(wanted: Callable[[DataSet], bool]) -> OneOf:
-    """The names of the sets that are wanted."""
-    return one_of(name for name, dataset in DATASETS.items() if wanted(dataset))
-
-
 @dataclass(frozen=True)
-class OrOwn(OneOf):
-    """Names of a list, or of a reader's own images of one kind."""
+class Needs(OneOf):
+    """What a model can learn from, and the names of the sets that are so."""
 
-    kind: str  # of those images, as their names begin
+    shape: tuple[int, int, int] | None = None  # channels, height, width; of any where None
+    bits: bool = False  # whether pixels must be 0 or 1
+    labels: bool = False  # whether images must have them
+    own: str = ""  # a reader's own images that will do, as their names begin; none where ""
+
+    def misfit(self, dataset: DataSet) -> str:
+        """Why nothing can be learned from a data set, behind the model's name; "" where it can."""
+        pairs = [
+            (self.bits and dataset.white != 1, "bits", f"levels from 0 to {dataset.white}"),
+            (
+                self.shape not in (None, dataset.shape),
+                f"images of {_sides(self.shape)}",
+                f"images of {_sides(dataset.shape)}",
+            ),
+            (self.labels and dataset.classes is None, "labels", "no labels"),
+        ]
+        wanted = " and ".join(need for lacks, need, _ in pairs if lacks)
+        has = " and ".join(there for lacks, _, there in pairs if lacks)
+        return f"needs {wanted}; {dataset.name} has {has}" if wanted else ""
 
     def __call__(self, given: str) -> str:
-        """The name. Raises ValueError where it is of neither."""
-        if _OWN.fullmatch(given) and given.startswith(f"{self.kind}x"):
+        """The name. Raises ValueError where it is that of no set, or of one that does not fit."""
+        others = _OWN.fullmatch(given)
+        if others and self.own and given.startswith(f"{self.own}x"):
             return data_set(given).name
+        if (others or given in DATASETS) and (why := self.misfit(data_set(given))):
+            raise ValueError(f"{why}. There are {', '.join(self.names)}")
         return super().__call__(given)
 
 
-def _or_own(kind: str, wanted: Callable[[DataSet], bool]) -> OrOwn:
-    """The same, and a reader's own images."""
-    return OrOwn(_such(wanted).names, kind)
+def _sides(shape: tuple[int, ...] | None) -> str:
+    return " x ".join(map(str, shape or ()))
 
 
-Labelled = Annotated[str, _such(lambda it: it.classes is not None)]
-Photographs = Annotated[str, _such(lambda it: it.shape == (3, 32, 32))]
-Binary = Annotated[str, _or_own("bits:1", lambda it: it.shape == (1, 28, 28) and it.white == 1)]
-GreyDigits = Annotated[
-    str, _or_own("images:1", lambda it: it.shape == (1, 28, 28) and bool(it.classes))
-]
-Colour = Annotated[str, _or_own("images:3", lambda it: it.shape == (3, 32, 32))]
+def needs(
+    shape: tuple[int, int, int] | None = None,  # channels, height, width; any where None
+    bits: bool = False,  # pixels of 0 and 1
+    labels: bool = False,
+    own: str = "",  # a reader's own images that will do: "bits:1", "images:1" or "images:3"
+) -> Needs:
+    """What a model can learn from, as an annotation of its recipe's `data`."""
+    wanted = Needs((), shape, bits, labels, own)
+    return replace(
+        wanted, names=tuple(n for n, each in DATASETS.items() if not wanted.misfit(each))
+    )
+
+
+Labelled = Annotated[str, needs(labels=True)]
+Photographs = Annotated[str, needs((3, 32, 32), labels=True)]
+Binary = Annotated[str, needs((1, 28, 28), bits=True, own="bits:1")]
+GreyDigits = Annotated[str, needs((1, 28, 28), labels=True, own="images:1")]
+Colour = Annotated[str, needs((3, 32, 32), own="images:3")]

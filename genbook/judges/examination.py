@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .. import fields, runs
 from ..data import Splits
-from ..data.sets import Labelled
+from ..data.sets import Photographs
 from ..families import Family, Headline, Job, Made, Measured, family_of
 from ..images import as_levels, scale_pixels
 from .quality import kernel_halves
@@ -323,7 +323,7 @@ class ExaminationRecipe(fields.Checked):
     """Which judges are examined, on which ladders; nothing is trained."""
 
     name: fields.Name  # of the record and of its folder
-    data: Labelled = "svhn"  # whose test images are spoiled
+    data: Photographs = "svhn"  # whose test images are spoiled
     judges: Annotated[tuple[str, ...], fields.entries(1)] = (  # as `judge` knows them
         "svhn-classifier", "simsiam-cifar10", "vicreg-svhn", "patches", "spectra",
     )  # fmt: skip

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from .. import runs
 from ..data import Splits
-from ..data.sets import Labelled
+from ..data.sets import Labelled, Needs, data_set
 from ..descent import in_precision
 from ..families import Family, Headline, Job, Made, Measured, family_of
 from ..fields import Checked, Count, Name, Precision, Seed, Several, at_least
@@ -137,17 +137,23 @@ def compared(
     """The recorded models of a recipe, by name.
 
     Raises:
-        ValueError: a run that isn't there; says how to make it.
+        ValueError: a run that isn't there, with the command that makes it; or whose images have
+            another shape than the data.
     """
     for name in recipe.models():
-        if not (runs.runs_root() / name / "run.json").is_file():
+        if runs.run_folder(name) is None:
             words = [word for part in name.split("+")[1:] for word in ("--set", part)]
             command = " ".join(["genbook train", name.split("+")[0], *words])
             raise ValueError(
                 f"{recipe.name} compares the run {name!r}, which isn't in {runs.runs_root()}; "
                 f"make it with: {command}"
             )
-    return {name: runs.Run.open(name) for name in recipe.models()}
+    found = {name: runs.Run.open(name) for name in recipe.models()}
+    for name, run in found.items():
+        wanted = Needs((), shape=data_set(run.recipe["data"]).shape)
+        if why := wanted.misfit(data_set(recipe.data)):
+            raise ValueError(f"{recipe.name} {why}. The run {name} makes what it needs")
+    return found
 
 # %% ../../nbs/results/comparison.ipynb #79ed8f8d
 def judge_weights(run: runs.Run) -> Path:

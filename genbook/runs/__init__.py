@@ -1,6 +1,6 @@
 """The records of runs: the files they are made of, reading and making one, and what is wrong with one."""
 
-from .audit import FILE_LIMIT, TOTAL_LIMIT, listing, validate, validate_all
+from .audit import FILE_LIMIT, TOTAL_LIMIT, listing, recorded_minutes, validate, validate_all
 from .files import (
     describe_weights,
     file_digests,
@@ -14,28 +14,45 @@ from .files import (
     write_atomic,
     write_metrics,
 )
-from .places import UNFINISHED, Place, is_place, settle_all, unfinished
+from .places import (
+    INDEX,
+    UNFINISHED,
+    Place,
+    book_folder,
+    book_names,
+    is_of_the_book,
+    is_place,
+    runs_root,
+    settle_all,
+    unfinished,
+)
 from .record import (
     Run,
     all_runs,
+    book_runs,
     device_info,
     mean_metric,
     metric,
-    runs_root,
+    run_folder,
     version_info,
     write_record,
 )
 
 __all__ = [
     "FILE_LIMIT",
+    "INDEX",
     "TOTAL_LIMIT",
     "UNFINISHED",
     "Place",
     "Run",
     "all_runs",
+    "book_folder",
+    "book_names",
+    "book_runs",
     "describe_weights",
     "device_info",
     "file_digests",
+    "is_of_the_book",
     "is_place",
     "listing",
     "load_weights",
@@ -43,7 +60,9 @@ __all__ = [
     "metric",
     "number",
     "read_file",
+    "recorded_minutes",
     "replacing",
+    "run_folder",
     "runs_root",
     "save_weights",
     "settle_all",

@@ -1,0 +1,201 @@
+"""Where the package is run: other alphabets, no user, a full disk, a folder with a space, no make, no checkout."""
+
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from genbook import cli, descent, families, machine
+from genbook.data import loading, reading
+from genbook.results import scoreboard
+
+
+def run(*command, **more):
+    """A command's exit status and what it said, in a process of its own."""
+    done = subprocess.run(command, capture_output=True, timeout=300, **more)
+    return done.returncode, done.stdout, done.stderr
+
+
+# Alphabets
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "ascii"])
+def test_every_recipe_is_shown_in_every_alphabet(encoding, monkeypatch):
+    for name in families.all_recipes():
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", out)
+        assert cli.main(["recipes", name]) == 0
+        assert out.buffer.getvalue().decode(encoding).startswith("field\tvalue")
+
+
+def test_no_text_file_is_opened_in_the_machine_s_own_encoding(tmp_path):
+    """A warning of Python is an error: of a record's making, its reading, its sampling, and the README's table."""
+    code = (
+        "import sys; from genbook.cli import main; from genbook.results.scoreboard import refresh\n"
+        "for command in (['train', 'vae-bmnist', '--smoke', '--set', 'epochs=1', '--out', 'run'], ['sample', 'run'],\n"
+        "                ['evaluate', 'run'], ['recipes'], ['data', 'list']):\n"
+        "    assert main(command) == 0, command\n"
+        "refresh('page.md')"
+    )
+    page = tmp_path / "page.md"
+    page.write_text("é −\n<!-- scoreboard -->\n<!-- /scoreboard -->\n", encoding="utf-8")
+    ours = "-Werror:'encoding' argument not specified:EncodingWarning:genbook"
+    flags = ["-X", "warn_default_encoding", ours]
+    for module in ("runs.files", "runs.record", "runs.places", "results.scoreboard", "machine"):
+        flags.append(f"{ours}.{module}")
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    status, _, err = run(sys.executable, *flags, "-c", code, cwd=tmp_path, env=environment)
+    assert status == 0, err.decode()
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("é −\n") and scoreboard.markdown(scoreboard.rows()) in text
+
+
+def test_no_source_leaves_the_encoding_to_the_machine(root):
+    open_text = re.compile(r"""\.read_text\(\)|\.write_text\([^,()]*\)|\bopen\([^"'()]*\)""")
+    for path in [*(root / "genbook").rglob("*.py"), root / "setup.py", root / ".ci" / "hooks"]:
+        text = path.read_text(encoding="utf-8")
+        found = [each for each in open_text.findall(text) if "Image" not in each]
+        assert not [each for each in found if each.startswith(".")], path
+
+
+# Pipes
+
+
+@pytest.mark.parametrize(
+    "command", ["data", "data list", "recipes", "--help", "recipes vae-bmnist"]
+)
+def test_a_reader_that_goes_away_is_no_error(command):
+    """As `head` does. The pipe is closed before anything is written."""
+    reading_end, writing_end = os.pipe()
+    os.close(reading_end)
+    done = subprocess.run(
+        [sys.executable, "-m", "genbook", *command.split()],
+        stdout=writing_end, stderr=subprocess.PIPE, timeout=300,
+    )  # fmt: skip
+    os.close(writing_end)
+    assert done.stderr == b""
+
+
+# Nobody's machine
+
+NOBODY = """
+import os, pwd, sys
+for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME", "GENBOOK_DATA"):
+    os.environ.pop(name, None)
+def unknown(number):
+    raise KeyError("uid not found")
+pwd.getpwuid = unknown
+from genbook.cli import main
+for command in (["data", "list"], ["train", "vae-bmnist", "--smoke", "--set", "epochs=1", "--out", "run"]):
+    assert main(command) == 0, command
+assert main(["data", "check", "mnist"]) == 1
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere there is no such list of users")
+def test_a_user_whom_the_system_does_not_know_and_who_has_no_home(tmp_path):
+    status, _, err = run(sys.executable, "-c", NOBODY, cwd=tmp_path)
+    assert status == 0 and b"Traceback" not in err, err.decode()
+    assert (tmp_path / "run" / "run.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({"XDG_CACHE_HOME": "/here"}, "/here"),
+        ({"HOME": "/home/her"}, "/home/her/.cache"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere caches lie elsewhere")
+def test_where_a_cache_lies(environment, wanted, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert str(machine.cache_folder()) == wanted
+
+
+def test_paths_with_a_tilde_are_the_user_s(tmp_path, monkeypatch):
+    """As in `--out=~/x`, which a shell passes on as it stands."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "vae-bmnist", "--smoke", "--set", "epochs=1", "--out=~/x"]) == 0
+    assert cli.main(["sample", "~/x", "-n", "1", "--out=~/y.png"]) == 0
+    assert {"x", "y.png"} <= set(os.listdir(tmp_path)) and not (tmp_path / "~").exists()
+
+
+# A full disk
+
+
+@pytest.mark.parametrize("error", [SafetensorError("No space left on device"), OSError(28, "full")])
+def test_a_full_disk_costs_the_decoded_copy_and_no_more(error, monkeypatch, tmp_path):
+    """Whether Python or safetensors meets it, whose error is no OSError."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    part = loading.open_part("toy_digits", "test", None, False).part
+    (tmp_path / "source").write_bytes(b"x")
+    copy = reading.Copy("mnist", "test", tmp_path, "parquet", (tmp_path / "source",))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        reading._keep_decoded_copy(copy, part)
+    assert len(told) == 1 and "could not be kept" in str(told[0].message)
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "none"),
+    [("mps", "backends.mps.is_available", False), ("cuda", "cuda.device_count", 0)],
+)
+def test_a_device_that_is_not_there_is_said_before_training(name, count, none, monkeypatch):
+    monkeypatch.setattr(f"torch.{count}", lambda: none)
+    with pytest.raises(ValueError, match=f"device is '{name}' but torch finds no card here"):
+        descent.Plan(epochs=1, batch_size=1, lr=0.1, device=name)
+
+
+def test_a_processor_without_mkldnn_has_no_bfloat16(monkeypatch):
+    """As Apple's: torch has no such function there to ask."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.delattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", raising=False)
+    assert not descent.has_bf16("cpu") and descent.has_bf16("mps")
+
+
+# Folders, and a machine without make
+
+
+def test_the_makefile_takes_a_folder_with_a_space(root):
+    text = (root / "Makefile").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        for found in re.finditer(r"\$\((CURDIR|PYTHON)\)|\$\$(found|candidate)\b", line):
+            before = line[: found.start()].replace(': $$("', ': $$(""')  # in a quoted text
+            assert before.count('"') % 2 == 1, line
+
+
+def test_without_make_the_same_commands_are_run(root):
+    """Those of the README for pip alone stand in the Makefile, but for the folder of programs, and for silence."""
+    readme, makefile = (
+        (root / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile")
+    )
+    section = readme[readme.index("### Without make") :]
+    (block,) = re.findall(r"```powershell\n(.*?)```", section.split("\n## ")[0], flags=re.DOTALL)
+    silent = re.compile(r" --quiet| -q\b| --disable-pip-version-check| -n 2 --dist loadfile")
+    recipes = silent.sub("", makefile.replace('"$(CURDIR)/_toc.yml"', "_toc.yml"))
+    lines = block.splitlines()
+    assert len(lines) >= 6
+    for line in lines[1:]:  # the first makes the environment
+        assert line.startswith(".venv\\Scripts\\"), line
+        words = shlex.split(line.replace("\\", "/"), comments=True)
+        command = " ".join(["$(BIN)/" + words[0].removeprefix(".venv/Scripts/"), *words[1:]])
+        assert command in recipes, command
