@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'OPTIMIZERS', 'PRECISIONS', 'epoch_order', 'constant', 'cosine', 'one_cycle', 'has_bf16', 'in_precision',
-           'unknown_name', 'best_device', 'Plan', 'make_accelerator', 'gather_processes', 'on_main', 'Batches',
-           'rows_of', 'check_data', 'content_digest', 'check_places']
+           'in_float32', 'unknown_name', 'best_device', 'Plan', 'make_accelerator', 'gather_processes', 'on_main',
+           'Batches', 'rows_of', 'check_data', 'content_digest', 'check_places']
 
 # %% ../nbs/descent.ipynb #e8e2d3ee
 #| code-fold: true
@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -113,6 +114,17 @@ def in_precision(
     """A context in which matrix products have this precision; float32 where bfloat16 does not pay (`has_bf16`)."""
     halved = precision == "bf16" and has_bf16(device)
     return torch.autocast(device, torch.bfloat16, enabled=halved)
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Inside, tensors are made in float32, whatever `torch.set_default_dtype` has said: a record means one thing."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def unknown_name(

@@ -34,7 +34,7 @@ from genbook.checkpoints import (
 )
 from .data import Splits, data_set, own_images
 from .data.sets import Needs, Side
-from .descent import gather_processes, on_main
+from .descent import gather_processes, in_float32, on_main
 from .fields import Count, field_types
 from .randomness import own_randomness
 from .recipes import as_name, look_up
@@ -126,6 +126,7 @@ class Family:
         """The recipe's data set, opened once for all that happens in a run."""
         return None if self.drawn else Splits(recipe.data, data_root)
 
+    @in_float32()
     def train(self, recipe: Any, job: Job) -> runs.Run | None:
         """Make a recipe, going on where an earlier attempt stopped, and write its record.
 
@@ -149,6 +150,7 @@ class Family:
             on_main(place.publish)
         return runs.Run(job.out)
 
+    @in_float32()
     def build(self, run: runs.Run) -> tuple[Any, Any]:
         """A record's recipe, and its model ready for inference, or what else it keeps.
 
@@ -161,11 +163,13 @@ class Family:
         with own_randomness(recipe.seed):  # to open a record changes no chance
             return recipe, _load(self, recipe, run.weights)
 
+    @in_float32()
     def evaluate(self, run: runs.Run, data_root: Path | None = None) -> dict[str, dict]:
         """The final metrics of a recorded run, computed again from what it keeps."""
         recipe, kept = self.build(run)
         return self.figures(recipe, kept, self.splits(recipe, data_root))
 
+    @in_float32()
     def sample(self, run: runs.Run, n: Count, seed: int = 0) -> Float[Tensor, "n c h w"]:
         """Images of a recorded model, in [0, 1].
 

@@ -109,8 +109,12 @@ def test_a_module_is_named_after_its_chapter(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_modules_and_functions_are_short(name):
     text = MODULES[name].read_text("utf8")
-    assert len(text.splitlines()) <= MODULE, "does more than one thing"
-    for node in ast.walk(ast.parse(text)):
+    said = 0  # lines of docstrings, which nobody should save
+    for node in ast.walk(tree := ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+            said += node.body[0].end_lineno - node.body[0].lineno + 1
+    assert len(text.splitlines()) - said <= MODULE, "does more than one thing"
+    for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             lines = node.end_lineno - node.lineno + 1
             assert lines <= FUNCTION, f"{node.name} has {lines} lines"

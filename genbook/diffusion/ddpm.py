@@ -64,7 +64,9 @@ class NoisePredictor(nn.Module):
         """`n` draws of x_T, made on the CPU: a seed means the same everywhere. ValueError below one."""
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        return torch.randn(n, *self.shape, generator=generator).to(self.device)
+        noise = torch.randn(n, *self.shape, generator=generator, dtype=torch.float32)
+        wide = torch.promote_types(self.unet.stem.weight.dtype, torch.float32)
+        return noise.to(self.device, wide)
 
 
 def denoising_loss(

@@ -179,8 +179,9 @@ def _check_betas(betas):
 class NoiseSchedule(nn.Module):
     """How much noise each step adds, and all coefficients that follow from that.
 
-    They are computed in float64 and kept as float32 buffers of shape `(T,)`; the
-    mathematical t = 1 is at index 0. They are no weights, so no checkpoint holds them.
+    They are computed in float64 and kept as float32 buffers of shape `(T,)`, whatever the
+    precision of a model around them; the mathematical t = 1 is at index 0. They are no
+    weights, so no checkpoint holds them.
 
     Args:
         betas: variances of the noise of each step, `(T,)`, increasing in (0, 1).
@@ -221,6 +222,16 @@ class NoiseSchedule(nn.Module):
         }
         for name, values in coefficients.items():
             self.register_buffer(name, values.float(), persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        exact = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, value in exact.items():  # to another device, but never to fewer digits
+            like = self._buffers[name]
+            self._buffers[name] = value.to(
+                like.device, torch.promote_types(like.dtype, torch.float32)
+            )
+        return self
 
 # %% ../../nbs/diffusion/derivation.ipynb #f03aaf05
 def noise_like(

@@ -287,8 +287,9 @@ class UNet(UNetLayers):
             ValueError: other channels or sides, or no such t.
         """
         self._check(x, t)
-        time = self.time(sinusoidal_embedding(t, self.dim).to(x.dtype))  # (B, 4 · dim)
-        h, seen = self.stem(x), []  # (B, 32, 32, 32)
+        weights = self.stem.weight.dtype
+        time = self.time(sinusoidal_embedding(t, self.dim).to(weights))  # (B, 4 · dim)
+        h, seen = self.stem(x.to(weights)), []  # (B, 32, 32, 32)
         for stage, halve in zip(self.downs, [*self.halve, nn.Identity()]):
             h = stage(h, time)
             seen.append(h)

@@ -41,7 +41,7 @@ from ..images import as_levels, scale_pixels
 from ..judges.classifier import class_probabilities
 from ..measures import entropy
 from ..players import Player
-from ..randomness import own_randomness
+from ..randomness import own_randomness, standard_normal
 from ..training import fit
 from ..viz import to_png
 
@@ -82,7 +82,7 @@ class MLPGenerator(nn.Sequential):
         """
         if z.ndim != 2 or z.shape[1] != self.latent:
             raise ValueError(f"z must be of shape (B, {self.latent}), got {tuple(z.shape)}")
-        return super().forward(z)
+        return super().forward(z.to(self[0].weight.dtype))
 
 # %% ../../nbs/gan/minimax.ipynb #49773257
 class MLPDiscriminator(nn.Sequential):
@@ -116,7 +116,7 @@ class MLPDiscriminator(nn.Sequential):
         if x.ndim != 4 or x.shape[1:] != self.shape:
             wanted = ", ".join(map(str, self.shape))
             raise ValueError(f"x must be of shape (B, {wanted}), got {tuple(x.shape)}")
-        return super().forward(x)[:, 0]
+        return super().forward(x.to(self[1].weight.dtype))[:, 0]
 
 # %% ../../nbs/gan/minimax.ipynb #52bc708b
 class GAN(nn.Module):
@@ -146,10 +146,7 @@ class GAN(nn.Module):
         Raises:
             ValueError: n below 1.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
-        device = next(self.discriminator.parameters()).device
-        return torch.randn(n, self.latent, device=device)
+        return standard_normal(n, self.latent, self)
 
     @torch.no_grad()
     def sample(

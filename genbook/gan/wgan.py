@@ -40,7 +40,7 @@ from .smooth_layers import HalvingConv2d, LeakyReLU
 from ..images import nearest, roughness, scale_pixels, show_pixels, with_neighbours
 from ..measures import in_double
 from ..players import Player
-from ..randomness import own_randomness
+from ..randomness import own_randomness, standard_normal
 from ..viz import to_png
 
 # %% ../../nbs/gan/wgan.ipynb #fbbd729f
@@ -88,7 +88,9 @@ class Critic(nn.Module):
         if x.ndim != 4 or x.shape[1:] != self.shape:
             wanted = ", ".join(map(str, self.shape))
             raise ValueError(f"x must be of shape (B, {wanted}), got {tuple(x.shape)}")
-        h = self.body(x)  # (B, 4·width, 4, 4): the last filter covers all of it
+        h = self.body(
+            x.to(self.last.weight.dtype)
+        )  # (B, 4·width, 4, 4): the last filter covers all of it
         # Flat in the order of memory that fast convolutions leave behind.
         flat, filters = (t.permute(0, 2, 3, 1).flatten(1) for t in (h, self.last.weight))
         return F.linear(flat, filters, self.last.bias)[:, 0]
@@ -134,7 +136,7 @@ class Generator(nn.Module):
         """
         if z.ndim != 2 or z.shape[1] != self.latent:
             raise ValueError(f"z must be of shape (B, {self.latent}), got {tuple(z.shape)}")
-        return self.body(z[:, :, None, None])
+        return self.body(z[:, :, None, None].to(self.body[0].weight.dtype))
 
 # %% ../../nbs/gan/wgan.ipynb #4d5b1f67
 class WGAN(nn.Module):
@@ -168,9 +170,7 @@ class WGAN(nn.Module):
         Raises:
             ValueError: n below 1.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
-        return torch.randn(n, self.latent, device=self.critic.last.weight.device)
+        return standard_normal(n, self.latent, self)
 
     @torch.no_grad()
     def sample(

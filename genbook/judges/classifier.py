@@ -77,7 +77,7 @@ class Classifier(nn.Module):
         """
         if x.ndim != 4 or x.shape[1:] != (3, 32, 32):
             raise ValueError(f"x must be of shape (B, 3, 32, 32), got {tuple(x.shape)}")
-        return self.body(x)
+        return self.body(x.to(self.body[0].weight.dtype))
 
     def forward(
         self,

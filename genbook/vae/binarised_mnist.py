@@ -27,7 +27,7 @@ from ..descent import OPTIMIZERS, SCHEDULES
 from ..divergences import kl_gaussian_gaussian_analytic
 from ..families import Family, Headline, Job, Made, fit_recipe
 from ..likelihoods import at_hand, log_likelihood_bernoulli_logits
-from ..randomness import own_randomness
+from ..randomness import own_randomness, standard_normal
 from .elbo import LatentModel, elbo_terms
 from .importance import importance_log_likelihood, iwae_bound
 from ..viz import to_png
@@ -133,14 +133,18 @@ class BernoulliVAE(nn.Module):
         x: Num[Tensor, "batch c h w"],
     ) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
         """Mean and log-variance of q(z|x) for images in {0, 1}, of any type."""
-        return self.encoder(x.float()).float().chunk(2, dim=1)
+        like = next(self.parameters())
+        answer = self.encoder(x.to(like.dtype))
+        return answer.to(torch.promote_types(like.dtype, torch.float32)).chunk(2, dim=1)
 
     def decode(
         self,
         z: Float[Tensor, "batch latent"],
     ) -> Float[Tensor, "batch c h w"]:
         """Logits of p(x|z)."""
-        return self.decoder(z).float() - self.logit_offset
+        like = next(self.parameters())
+        logits = self.decoder(z.to(like.dtype))
+        return logits.to(torch.promote_types(like.dtype, torch.float32)) - self.logit_offset
 
     def log_p_x_given_z(
         self,
@@ -163,7 +167,7 @@ class BernoulliVAE(nn.Module):
         draw: bool = False,
     ) -> Float[Tensor, "n c h w"]:
         """`n` images by ancestral sampling: the means of p(x|z), or Bernoulli draws from them."""
-        z = torch.randn(n, self.latent, device=next(self.parameters()).device)
+        z = standard_normal(n, self.latent, self)
         means = self.decode(z).sigmoid()
         return torch.bernoulli(means) if draw else means
 

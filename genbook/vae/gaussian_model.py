@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..fields import Count
 from ..images import scale_pixels
 from ..likelihoods import at_hand
+from ..randomness import standard_normal
 from .elbo import reparameterise
 from .importance import importance_log_likelihood
 
@@ -212,7 +213,7 @@ class GaussianCoder(nn.Module):
             ValueError: another shape, or pixels that are not finite real numbers.
         """
         _check_images(x, self.shape)
-        h = self.encoder(x)
+        h = self.encoder(x.to(self.mean.weight.dtype))
         return DiagonalGaussianDistribution(self.mean(h).to(x.dtype), self.logvar(h).to(x.dtype))
 
     def decode(
@@ -225,7 +226,7 @@ class GaussianCoder(nn.Module):
             ValueError: z of another shape.
         """
         _check_latents(z, self.latent)
-        mean = self.decoder(z).to(z.dtype)
+        mean = self.decoder(z.to(self.mean.weight.dtype)).to(z.dtype)
         if self.variance is None:
             return DiagonalGaussianDistribution(mean)
         return DiagonalGaussianDistribution(mean, self.output_logvar.to(z.dtype).expand_as(mean))
@@ -262,9 +263,7 @@ class GaussianVAE(GaussianCoder):
         Raises:
             ValueError: n below 1.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
-        z = torch.randn(n, self.latent, device=self.mean.weight.device)
+        z = standard_normal(n, self.latent, self)
         likelihood = self.decode(z)
         return likelihood.sample() if draw else likelihood.mode()
 
