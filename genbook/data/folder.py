@@ -311,7 +311,7 @@ def _as_part(split: str, rows: list[int], images: np.ndarray, labels: np.ndarray
     whole = Split(torch.from_numpy(images[rows]), known)
     return Part(whole, {split: slice(None)}, {split: sha256(*whole)})
 
-
+# %% ../../nbs/data/folder.ipynb #184ffa20
 def gather(name: str, root: str | Path | None = None) -> Gathered:
     """Read a reader's own images, and cut them into parts.
 
