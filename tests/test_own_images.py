@@ -222,7 +222,7 @@ def test_several_recipes_learn_from_the_same_pictures(genbook, pictures, tmp_pat
         ("relatives-cifar10-rates", "does not learn from other images"),
         ("vae-bmnist --images nowhere", "no nowhere is there"),
         ("gan-mnist --smoke --images few", "9 pictures make 9 different squares, too few"),
-        ("simsiam-cifar10 --smoke --set k=99", "k=99 neighbours cannot vote among"),
+        ("simsiam-cifar10 --smoke --set k=99", "k must be from 1 to the "),
         ("simsiam-cifar10 --smoke --set batch_size=4096", "batch_size is 4096"),
         ("simsiam-cifar10 --smoke --images one", "are all the same, and tell nothing"),
         ("vae-bmnist --set data=images:1x28:/tmp", "data must be one of binarized_mnist"),

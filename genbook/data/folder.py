@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import sys
 import warnings
 from collections import Counter
@@ -312,7 +311,7 @@ def _as_part(split: str, rows: list[int], images: np.ndarray, labels: np.ndarray
     whole = Split(torch.from_numpy(images[rows]), known)
     return Part(whole, {split: slice(None)}, {split: sha256(*whole)})
 
-# %% ../../nbs/data/folder.ipynb #3c18f7aa
+# %% ../../nbs/data/folder.ipynb #184ffa20
 def gather(name: str, root: str | Path | None = None) -> Gathered:
     """Read a reader's own images, and cut them into parts.
 
@@ -330,7 +329,7 @@ def gather(name: str, root: str | Path | None = None) -> Gathered:
         raise ValueError(f"name must be that of a reader's own images, got {name!r}")
     place = Path(dataset.place)
     if root is not None and not place.exists():
-        place = Path(os.path.expanduser(root)) / place.name
+        place = Path(root).expanduser() / place.name
     layout, pictures = _pictures(place)
     squares, raw, left_out = _squares(dataset, place, pictures)
     if left_out:

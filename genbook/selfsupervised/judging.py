@@ -207,7 +207,7 @@ def pretrain(
     """
     images, labels = learned_from(recipe, splits)
     if labels is not None and recipe.k > len(images):
-        raise ValueError(f"k={recipe.k} neighbours cannot vote among {len(images)} images: --set k")
+        raise ValueError(f"k must be from 1 to the {len(images)} images, got {recipe.k}: see --set")
     if labels is not None and len(labels.unique()) < 2:
         raise ValueError(f"the labels of {splits.name} are all the same, and tell nothing")
     model = recipe.model()
