@@ -199,3 +199,25 @@ def test_without_make_the_same_commands_are_run(root):
         words = shlex.split(line.replace("\\", "/"), comments=True)
         command = " ".join(["$(BIN)/" + words[0].removeprefix(".venv/Scripts/"), *words[1:]])
         assert command in recipes, command
+
+
+def test_the_readme_s_commands_work_as_typed_one_after_the_other(root, tmp_path, monkeypatch):
+    """In a folder without runs. Only what needs a network is left out; the runs that are evaluated are those made before."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GENBOOK_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    text = (root / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(
+        r"```bash\n(.*?)```",
+        text[text.index("## The command line") :].split("\n## ")[0],
+        flags=re.DOTALL,
+    )
+    commands = [shlex.split(line, comments=True) for line in block.splitlines()]
+    assert len(commands) >= 5 and all(words[0] == ".venv/bin/genbook" for words in commands)
+    for words, line in zip(commands, block.splitlines()):
+        before = set(os.listdir())
+        if words[1:3] != ["data", "fetch"]:
+            assert cli.main(words[1:]) == 0, line
+        made, said = set(os.listdir()) - before, re.search(r"# (\S+\.png)$", line)
+        assert said is None or made == {said[1]}, line
+    assert cli.main(["records"]) == 0
