@@ -38,7 +38,7 @@ def find_recipe(
 app = typer.Typer(
     help="Train, evaluate and sample the models of the book; look after its data, its records and its equations. "
     "Runs lie in $GENBOOK_RUNS, else in the nearest runs/ that holds one, else in the checkout's; data sets in $GENBOOK_DATA, else in the user's cache.",
-    no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None,
+    no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True, rich_markup_mode=None,
 )  # fmt: skip
 app.add_typer(data_app, name="data")
 
@@ -57,6 +57,14 @@ def _options(
     ] = False,
 ):
     pass
+
+
+def _sizes(name: str) -> str:
+    """How many images a data set has; nothing where they are drawn on the way."""
+    from genbook.data import DATASETS
+
+    sizes = DATASETS[name].sizes if name in DATASETS else {}
+    return f"{sizes['train']:,} images to train on, {sizes['valid']:,} held out" if sizes else ""
 
 
 @app.command()
@@ -89,6 +97,7 @@ def recipes(
         return
     _, recipe = find_recipe(name)
     notes = field_notes(recipe)
+    notes["data"] = notes.get("data") or _sizes(recipe.data)
     show(
         [
             {"field": key, "value": value if as_json else as_text(value), "note": notes.get(key, "")}

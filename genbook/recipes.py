@@ -118,16 +118,26 @@ def override(
     return dataclasses.replace(recipe, **changes, name=as_name(recipe.name + suffix))
 
 # %% ../nbs/recipes.ipynb #2e84720c
+_OF_DEFAULT = re.compile(r"\bcourse\b|\d,\d{3}|million|binarisation")
+
+
 def field_notes(
     recipe: Any,
 ) -> dict[str, str]:
     """The comment beside each field, from the source of a recipe's class and of its bases.
 
-    Raises ValueError for what is no recipe.
+    What it says of the default alone is left out where the recipe has another value. Raises
+    ValueError for what is no recipe.
     """
     _check_recipe(recipe)
     source = "".join(map(inspect.getsource, reversed(type(recipe).__mro__[:-1])))
-    return dict(re.findall(r"^    (\w+):.*?#\s*(.+)$", source, re.MULTILINE))
+    notes = dict(re.findall(r"^    (\w+):.*?#\s*(.+)$", source, re.MULTILINE))
+    for field in dataclasses.fields(recipe):
+        default = (dataclasses.MISSING, getattr(recipe, field.name))
+        if field.name in notes and field.default not in default:
+            parts = re.split(r"[,;] ", notes[field.name])
+            notes[field.name] = ", ".join(part for part in parts if not _OF_DEFAULT.search(part))
+    return notes
 
 
 def changes_since(

@@ -199,3 +199,54 @@ def test_without_make_the_same_commands_are_run(root):
         words = shlex.split(line.replace("\\", "/"), comments=True)
         command = " ".join(["$(BIN)/" + words[0].removeprefix(".venv/Scripts/"), *words[1:]])
         assert command in recipes, command
+
+
+def test_the_readme_s_commands_work_as_typed_one_after_the_other(root, tmp_path, monkeypatch):
+    """In a folder without runs. Only what needs a network is left out; the runs that are evaluated are those made before."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GENBOOK_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    text = (root / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(
+        r"```bash\n(.*?)```",
+        text[text.index("## The command line") :].split("\n## ")[0],
+        flags=re.DOTALL,
+    )
+    commands = [shlex.split(line, comments=True) for line in block.splitlines()]
+    assert len(commands) >= 5 and all(words[0] == ".venv/bin/genbook" for words in commands)
+    for words, line in zip(commands, block.splitlines()):
+        before = set(os.listdir())
+        if words[1:3] != ["data", "fetch"]:
+            assert cli.main(words[1:]) == 0, line
+        made, said = set(os.listdir()) - before, re.search(r"# (\S+\.png)$", line)
+        assert said is None or made == {said[1]}, line
+    assert cli.main(["records"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "note"),
+    [
+        ("ddpm-svhn", "mults", "the course's: 8.07 million parameters"),
+        ("ddpm-toy", "mults", ""),
+        ("ddpm-toy", "dim", "channels at full size"),
+        ("ddpm-toy", "data", "2,000 images to train on, 500 held out"),
+        ("ddpm-toy", "seed", "of the weights, the order of the images and the noise"),
+        ("vae-bmnist-best", "epochs", ""),
+        ("vicreg-svhn", "data", "66,000 images to train on, 7,257 held out"),
+    ],
+)
+def test_notes_of_a_recipe_are_true_of_it(name, field, note, capsys):
+    assert cli.main(["recipes", name]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert {row[0]: row[2] for row in rows}[field] == note
+
+
+def test_a_shell_completes_commands():
+    environment = {
+        "_GENBOOK_COMPLETE": "complete_bash",
+        "COMP_WORDS": "genbook tr",
+        "COMP_CWORD": "1",
+    }
+    code = "import sys; from genbook.cli import main; sys.exit(main([]))"
+    _, out, _ = run(sys.executable, "-c", code, env=os.environ | environment)
+    assert out.decode().split() == ["train"]
