@@ -87,7 +87,7 @@ def recipes(
                     "data": recipe.data,
                     "epochs": getattr(recipe, "epochs", None),
                     "recorded": "yes" if key in minutes else "no",
-                    "minutes": minutes.get(key),
+                    "minutes": minutes.get(key) if as_json else as_text(minutes.get(key, "")),
                 }
                 for key, (family, recipe) in families.all_recipes().items()
             ],

@@ -250,3 +250,16 @@ def test_a_shell_completes_commands():
     code = "import sys; from genbook.cli import main; sys.exit(main([]))"
     _, out, _ = run(sys.executable, "-c", code, env=os.environ | environment)
     assert out.decode().split() == ["train"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere `script` takes other options")
+@pytest.mark.parametrize("command", ["data list", "recipes", "records", "recipes vae-bmnist"])
+def test_tables_fit_a_terminal_of_sixty_columns(command):
+    """`script` gives the command a terminal. No word is broken: the first column stands whole in every line."""
+    typed = f"{sys.executable} -m genbook {command}"
+    environment = os.environ | {"COLUMNS": "60", "TERM": "xterm-256color"}
+    status, out, _ = run("script", "-qec", typed, os.devnull, env=environment)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", out.decode()).splitlines()
+    assert status == 0 and 50 <= max(len(line.rstrip()) for line in lines) <= 60
+    wanted = {"recipes": "vae-bmnist-mc-one-draw", "records": "relatives-cifar10-rates"}
+    assert any(wanted.get(command, "") in line for line in lines)

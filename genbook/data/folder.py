@@ -332,9 +332,9 @@ def gather(name: str, root: str | Path | None = None) -> Gathered:
         place = Path(root).expanduser() / place.name
     layout, pictures = _pictures(place)
     squares, raw, left_out = _squares(dataset, place, pictures)
+    left = f"left out {len(left_out)} of {len(squares) + len(left_out)}"
     if left_out:
-        some = f"{len(left_out)} of {len(squares) + len(left_out)} pictures"
-        print(f"{place}: left out {some}: {_some(left_out)}", file=sys.stderr)
+        print(f"{place}: {left} pictures: {_some(left_out)}", file=sys.stderr)
     labels, names = _numbered(raw, place)
     sums = [hashlib.sha256(square.tobytes()).hexdigest() for square in squares]
     order = sorted(range(len(sums)), key=lambda k: (sums[k], 0 if labels is None else labels[k]))
@@ -347,7 +347,6 @@ def gather(name: str, root: str | Path | None = None) -> Gathered:
         )
     images = np.stack(squares)
     everything = sha256(images[order], None if labels is None else labels[order])
-    notes = [f"labels {', '.join(names)}"] if names else []
-    notes += [f"left out {len(left_out)} of {len(squares) + len(left_out)}"] if left_out else []
+    notes = ([f"labels {', '.join(names)}"] if names else []) + ([left] if left_out else [])
     parts = {split: _as_part(split, some, images, labels) for split, some in rows.items()}
     return Gathered(dataset, layout, parts, everything, "; ".join(notes))

@@ -201,7 +201,7 @@ class PretrainRecipe(Checked, ABC):
     name: Name  # of the run and of its folder
     _: KW_ONLY
     data: Colour = "cifar10"  # 50,000 to learn from; the last 10,000 are held out
-    images: Literal["train", "train+valid"] = "train"  # learned from: that part, or all of them
+    images: Literal["train", "train+valid"] = "train"  # of the training part, or all
     dim: Width = 2048  # outputs of the projector, d
     pred_dim: Width = 512  # hidden units of the predictor, where there is one
     epochs: Count = 10  # passes over the images
