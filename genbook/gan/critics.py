@@ -260,7 +260,8 @@ def slopes_and_scores(
         ValueError: another shape of scores, or a critic that ignores its input.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        x = (x.clone() if x.is_inference() else x).detach().requires_grad_()
+        x = x.clone() if x.is_inference() else x
+        x = x.detach().requires_grad_()
         score = raw_scores(critic, x)
         gradient = None
         if score.requires_grad:
