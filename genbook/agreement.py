@@ -32,12 +32,19 @@ def other_images(
 
 # %% ../nbs/agreement.ipynb #fbc61ae9
 def verdict(
-    metric: Mapping,  # as the record has it
-    again: Mapping[str, float],  # the recomputed values by name
-    key: str,  # the name of the metric
-    other: Collection[str] = (),  # splits whose images at hand are others
+    metric: Mapping,
+    again: Mapping[str, float],
+    key: str,
+    other: Collection[str] = (),
 ) -> str:
-    """Whether a recorded figure "agrees" with the recomputed one or "differs", or that it was "not checked"."""
+    """Whether a recorded figure "agrees" with the recomputed one or "differs", or that it was "not checked".
+
+    Args:
+        metric: as the record has it.
+        again: the recomputed values by name.
+        key: the name of the metric.
+        other: splits whose images at hand are others.
+    """
     if metric["split"] in other:
         return "not checked: other images"
     close = key in again and abs(again[key] - metric["value"]) <= metric["tolerance"]
@@ -54,11 +61,14 @@ def _check_own(run: Run, at_hand: Splits) -> None:
 
 def compare(
     run: Run,
-    data_root: Path | None = None,  # where data sets are looked for first
-    opened: dict[str, Splits] | None = None,  # data sets that are open already; this one is added
+    data_root: Path | None = None,
+    opened: dict[str, Splits] | None = None,
 ) -> list[dict]:
     """Each figure of a record beside the recomputed one, with the verdict, a row each.
 
+    Args:
+        data_root: where data sets are looked for first.
+        opened: data sets that are open already; this one is added.
     Raises:
         DataError: the data are not at hand, or a reader's own images are others; `unchecked` has the rows that say so.
         ValueError, KeyError, OSError: the record cannot be evaluated.
@@ -97,9 +107,13 @@ def _row(run: Run, key: str, value: float | None, said: str) -> dict:
 
 # %% ../nbs/agreement.ipynb #7be20c64
 def summary(
-    rows: Sequence[Mapping],  # of one record, as `compare` gives them
+    rows: Sequence[Mapping],
 ) -> str:
-    """The verdicts on a record's figures in one line; those that differ by name."""
+    """The verdicts on a record's figures in one line; those that differ by name.
+
+    Args:
+        rows: of one record, as `compare` gives them.
+    """
     counts = Counter(row["verdict"] for row in rows)
     differing = [row["figure"] for row in rows if row["verdict"] == "differs"]
     parts = []

@@ -30,10 +30,15 @@ _SEAL = b"sha256:"
 
 
 def save_checkpoint(
-    path: str | Path,  # the one file
-    state: dict,  # tensors, numbers, strings, and lists and dicts of them
+    path: str | Path,
+    state: dict,
 ) -> None:
-    """Write a checkpoint; a kill at any moment leaves the old one or the new one, whole."""
+    """Write a checkpoint; a kill at any moment leaves the old one or the new one, whole.
+
+    Args:
+        path: the one file.
+        state: tensors, numbers, strings, and lists and dicts of them.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest().encode()
@@ -44,11 +49,14 @@ _UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.Unp
 
 
 def load_checkpoint(
-    path: str | Path,  # the one file
+    path: str | Path,
 ) -> dict | None:
     """Read a checkpoint onto the CPU; None where there is none.
 
     Raises ValueError where the file is not a checkpoint, or not as it was written.
+
+    Args:
+        path: the one file.
     """
     path = Path(path)
     sweep(path.parent, f".{path.name}.*")
@@ -67,11 +75,17 @@ def load_checkpoint(
 
 # %% ../nbs/checkpoints.ipynb #e1e76a7b
 def check_fingerprint(
-    path: str | Path,  # the checkpoint, for the message
-    stored: dict,  # what made the checkpoint
-    wanted: dict,  # what is asked for now
+    path: str | Path,
+    stored: dict,
+    wanted: dict,
 ) -> None:
-    """Raise ValueError, naming the differences, where a checkpoint belongs to another run."""
+    """Raise ValueError, naming the differences, where a checkpoint belongs to another run.
+
+    Args:
+        path: the checkpoint, for the message.
+        stored: what made the checkpoint.
+        wanted: what is asked for now.
+    """
     names = [name for name in {**stored, **wanted} if stored.get(name) != wanted.get(name)]
     if names:
         told = "; ".join(
@@ -89,12 +103,19 @@ def _brief(value: object) -> str:
 
 # %% ../nbs/checkpoints.ipynb #50c7ecb0
 def misfit(
-    found: Any,  # what a checkpoint holds
-    wanted: Any,  # what the run would keep
-    where: str,  # what to call it in a sentence
-    depth: int = 99,  # of structures within structures that are compared
+    found: Any,
+    wanted: Any,
+    where: str,
+    depth: int = 99,
 ) -> str:
-    """The first place where two structures differ in names, types or shapes; "" where none does."""
+    """The first place where two structures differ in names, types or shapes; "" where none does.
+
+    Args:
+        found: what a checkpoint holds.
+        wanted: what the run would keep.
+        where: what to call it in a sentence.
+        depth: of structures within structures that are compared.
+    """
     if type(found) is not type(wanted):
         return f"{where} is a {type(found).__name__}, not a {type(wanted).__name__}"
     if isinstance(wanted, Tensor):
@@ -126,12 +147,19 @@ def _tensor_misfit(found: Tensor, wanted: Tensor, where: str) -> str:
 
 # %% ../nbs/checkpoints.ipynb #1a2415ae
 def progress_misfit(
-    kept: dict,  # a checkpoint: step, seconds and history
-    steps: int,  # of an epoch
-    total: int,  # of the run
-    first: int,  # the epoch of the first row: 0 where the untrained model is evaluated
+    kept: dict,
+    steps: int,
+    total: int,
+    first: int,
 ) -> str:
-    """What cannot be of the steps, the seconds and the history of a run; "" where all can."""
+    """What cannot be of the steps, the seconds and the history of a run; "" where all can.
+
+    Args:
+        kept: a checkpoint: step, seconds and history.
+        steps: of an epoch.
+        total: of the run.
+        first: the epoch of the first row: 0 where the untrained model is evaluated.
+    """
     step, seconds, history = (kept.get(name) for name in ("step", "seconds", "history"))
     if type(step) is not int or not 0 <= step <= total:
         return f"step is {step!r}, and the run has steps 0 to {total}"
@@ -150,10 +178,15 @@ def progress_misfit(
 
 
 def check_fit(
-    path: str | Path,  # the checkpoint, for the message
-    misfits: Iterable[str],  # what does not fit; "" for what does
+    path: str | Path,
+    misfits: Iterable[str],
 ) -> None:
-    """Raise ValueError with the first thing that does not fit, or that cannot even be compared."""
+    """Raise ValueError with the first thing that does not fit, or that cannot even be compared.
+
+    Args:
+        path: the checkpoint, for the message.
+        misfits: what does not fit; "" for what does.
+    """
     try:
         problem = next(filter(None, misfits), "")
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:

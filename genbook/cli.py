@@ -399,9 +399,13 @@ _UsageError: Any = typer.BadParameter.__base__
 
 
 def main(
-    arguments: list[str] | None = None,  # those of the process where not given
+    arguments: list[str] | None = None,
 ) -> int:
-    """Run a command and return its exit status: 2 for a mistake that the user can mend, 130 after Ctrl-C."""
+    """Run a command and return its exit status: 2 for a mistake that the user can mend, 130 after Ctrl-C.
+
+    Args:
+        arguments: those of the process where not given.
+    """
     _given[:] = sys.argv[1:] if arguments is None else arguments
     print_whatever_can_be()
     try:

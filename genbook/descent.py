@@ -45,34 +45,54 @@ from genbook.fields import (
 
 # %% ../nbs/descent.ipynb #c712aaad
 def epoch_order(
-    n: Amount,  # images in the data set
-    seed: int,  # of the run
-    epoch: int,  # counted from 1
+    n: Amount,
+    seed: int,
+    epoch: int,
 ) -> Int64[Tensor, "n"]:
-    """The order of the images in an epoch: a permutation that seed and epoch determine."""
+    """The order of the images in an epoch: a permutation that seed and epoch determine.
+
+    Args:
+        n: images in the data set.
+        seed: of the run.
+        epoch: counted from 1.
+    """
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
 
 # %% ../nbs/descent.ipynb #059366f4
 def constant(
-    progress: Share,  # the part of the run that is done, in [0, 1]
+    progress: Share,
 ) -> float:
-    """The factor 1."""
+    """The factor 1.
+
+    Args:
+        progress: the part of the run that is done, in [0, 1].
+    """
     return 1.0
 
 
 def cosine(
-    progress: Share,  # the part of the run that is done, in [0, 1]
+    progress: Share,
 ) -> float:
-    """From 1 down to 0 along half a cosine ({eq}`eq-cosine`)."""
+    """From 1 down to 0 along half a cosine ({eq}`eq-cosine`).
+
+    Args:
+        progress: the part of the run that is done, in [0, 1].
+    """
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def one_cycle(
-    progress: Share,  # the part of the run that is done, in [0, 1]
-    warmup: Annotated[float, within(0.001, 0.999)] = 0.3,  # the part spent rising
-    start: float = 1 / 25,  # the factor at the start
+    progress: Share,
+    warmup: Annotated[float, within(0.001, 0.999)] = 0.3,
+    start: float = 1 / 25,
 ) -> float:
-    """Up from `start` to 1 and down to 0, each along half a cosine ({eq}`eq-one-cycle`)."""
+    """Up from `start` to 1 and down to 0, each along half a cosine ({eq}`eq-one-cycle`).
+
+    Args:
+        progress: the part of the run that is done, in [0, 1].
+        warmup: the part spent rising.
+        start: the factor at the start.
+    """
     if progress < warmup:
         return start + (1 - start) * (1 - cosine(progress / warmup))
     return cosine((progress - warmup) / (1 - warmup))
@@ -98,9 +118,13 @@ PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # our names and those of accelerate
 
 
 def has_bf16(
-    device: str,  # "cpu", "cuda" or "mps"
+    device: str,
 ) -> bool:
-    """Whether products in bfloat16 pay: a processor without instructions for them takes up to sixty times as long."""
+    """Whether products in bfloat16 pay: a processor without instructions for them takes up to sixty times as long.
+
+    Args:
+        device: "cpu", "cuda" or "mps".
+    """
     if device != "cpu":
         return True
     there = torch.backends.mkldnn.is_available()  # not on every processor
@@ -108,10 +132,14 @@ def has_bf16(
 
 
 def in_precision(
-    precision: str,  # "fp32" or "bf16"
+    precision: str,
     device: str = "cpu",
 ) -> torch.autocast:
-    """A context in which matrix products have this precision; float32 where bfloat16 does not pay (`has_bf16`)."""
+    """A context in which matrix products have this precision; float32 where bfloat16 does not pay (`has_bf16`).
+
+    Args:
+        precision: "fp32" or "bf16".
+    """
     halved = precision == "bf16" and has_bf16(device)
     return torch.autocast(device, torch.bfloat16, enabled=halved)
 
@@ -128,11 +156,17 @@ def in_float32() -> Iterator[None]:
 
 
 def unknown_name(
-    what: str,  # the argument
-    name: object,  # what was given
-    names: Iterable,  # what is allowed
+    what: str,
+    name: object,
+    names: Iterable,
 ) -> ValueError:
-    """An error that names the argument, what was given, what is allowed, and the nearest of it."""
+    """An error that names the argument, what was given, what is allowed, and the nearest of it.
+
+    Args:
+        what: the argument.
+        name: what was given.
+        names: what is allowed.
+    """
     names = list(names)
     allowed = ", ".join(map(repr, names))
     return ValueError(f"{what} is {name!r}; allowed are {allowed}{fields.nearest(name, names)}")
@@ -182,14 +216,18 @@ class Plan(Checked):
 
 # %% ../nbs/descent.ipynb #5531c1b9
 def make_accelerator(
-    device: str | None = None,  # "cpu", "cuda", "cuda:1", "mps"; the best there is where None
-    precision: str = "fp32",  # "fp32" or "bf16"
+    device: str | None = None,
+    precision: str = "fp32",
 ) -> Accelerator:
     """An `Accelerator` for this run, whatever the one before it in this process was.
 
     On a processor without bfloat16 a run in bf16 is computed in float32.
 
     Raises ValueError where the machine gives another device than was asked for.
+
+    Args:
+        device: "cpu", "cuda", "cuda:1", "mps"; the best there is where None.
+        precision: "fp32" or "bf16".
     """
     alone = not torch.distributed.is_initialized()
     # Else the first run's choice would hold for all later ones.
@@ -254,9 +292,13 @@ class Batches:
 
     def rest_of_epoch(
         self,
-        step: int,  # steps done in the whole run
+        step: int,
     ) -> "Iterator[Tensor | tuple[Tensor, ...]]":
-        """The batches that are left of the epoch in which the next step is."""
+        """The batches that are left of the epoch in which the next step is.
+
+        Args:
+            step: steps done in the whole run.
+        """
         epoch, first = step // self.steps + 1, step % self.steps
         order = epoch_order(self.n, self.plan.seed, epoch).to(self.tensors[0].device)
         for i in range(first, self.steps):
@@ -276,11 +318,14 @@ class Batches:
 # %% ../nbs/descent.ipynb #4849958e
 #| code-fold: true
 def rows_of(
-    data: "Tensor | tuple[Tensor, ...] | Dataset",  # to train on
+    data: "Tensor | tuple[Tensor, ...] | Dataset",
 ) -> "Tensor | tuple[Tensor, ...]":
     """What is cut into batches: tensors as they are; the items of a data set, stacked once.
 
     Raises ValueError where the items cannot be stacked.
+
+    Args:
+        data: to train on.
     """
     if not isinstance(data, Dataset):
         return data
@@ -292,10 +337,14 @@ def rows_of(
 
 
 def check_data(
-    data: "Tensor | tuple[Tensor, ...]",  # to train on
+    data: "Tensor | tuple[Tensor, ...]",
     batch_size: int,
 ) -> None:
-    """Raise ValueError where data can't be cut into batches."""
+    """Raise ValueError where data can't be cut into batches.
+
+    Args:
+        data: to train on.
+    """
     tensors = data if isinstance(data, tuple) else (data,)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise ValueError("data must be a tensor, a tuple of tensors or a Dataset")
@@ -319,9 +368,13 @@ def content_digest(x: Shaped[Tensor, "*shape"]) -> str:
 def check_places(
     model: Any,
     on_step: Any,
-    **files: Any,  # by the argument's name
+    **files: Any,
 ) -> None:
-    """Raise ValueError for arguments of `fit` that nothing can be done with."""
+    """Raise ValueError for arguments of `fit` that nothing can be done with.
+
+    Args:
+        files: by the argument's name.
+    """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a module, got {brief(model)}")
     for name, path in files.items():

@@ -417,13 +417,17 @@ def family_of(
 # %% ../nbs/families.ipynb #76ba2665
 def with_images(
     recipe: Any,
-    images: str | Path,  # a folder, an .npz or a .parquet file
-    side: Side | None = None,  # in pixels
+    images: str | Path,
+    side: Side | None = None,
 ) -> Any:
     """A recipe that learns from a reader's own images, with a name that says so.
 
     Raises ValueError where there is nothing at that place, where its family learns from no such
     images, or where its network cannot have that side.
+
+    Args:
+        images: a folder, an .npz or a .parquet file.
+        side: in pixels.
     """
     kind = field_types(type(recipe)).get("data")
     rules = [rule for rule in getattr(kind, "__metadata__", ()) if isinstance(rule, Needs)]

@@ -200,14 +200,20 @@ def plain(value: Any) -> Any:
 
 def check_value(
     value: Any,
-    kind: Any,  # its type, with ranges
-    what: str,  # its name, for the message
-    strict: bool = True,  # else texts are read as numbers
-    of: str = "",  # whose it is, for a message of what that one needs
+    kind: Any,
+    what: str,
+    strict: bool = True,
+    of: str = "",
 ) -> Any:
     """The value, as its type has it; a number of NumPy's becomes one of Python's.
 
     Raises ValueError, naming it, where it is of another type or out of range.
+
+    Args:
+        kind: its type, with ranges.
+        what: its name, for the message.
+        strict: else texts are read as numbers.
+        of: whose it is, for a message of what that one needs.
     """
     from pydantic import ValidationError
 

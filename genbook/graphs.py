@@ -51,11 +51,17 @@ REHEARSALS = 3
 def compile_players(
     model: nn.Module,
     movers: Sequence[Mover],
-    hold_all_but: Callable[[Mover], None],  # lets one player's weights move, and no others
-    batch: "Tensor | tuple[Tensor, ...]",  # as all batches of the run
-    options: dict,  # of torch.compile
+    hold_all_but: Callable[[Mover], None],
+    batch: "Tensor | tuple[Tensor, ...]",
+    options: dict,
 ) -> list[str]:
-    """Make the step of each player a graph; a sentence on each whose step cannot be one."""
+    """Make the step of each player a graph; a sentence on each whose step cannot be one.
+
+    Args:
+        hold_all_but: lets one player's weights move, and no others.
+        batch: as all batches of the run.
+        options: of torch.compile.
+    """
     torch.compiler.reset()  # what an earlier run of this process has compiled
     told = []
     kept = {name: value.clone() for name, value in model.state_dict().items()}

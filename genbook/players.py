@@ -52,10 +52,14 @@ class Player:
 # %% ../nbs/players.ipynb #92cb4aad
 #| code-fold: true
 def players_of(
-    objective: "Callable | Sequence[Player]",  # a function for the whole model, or players
+    objective: "Callable | Sequence[Player]",
     model: nn.Module,
 ) -> list[Player]:
-    """The players, each with a part of its own. Raises ValueError where there are none such."""
+    """The players, each with a part of its own. Raises ValueError where there are none such.
+
+    Args:
+        objective: a function for the whole model, or players.
+    """
     if callable(objective):
         players = [Player("", objective)]
     else:
@@ -102,11 +106,17 @@ def remembered(
 
 def optimizer_misfit(
     optimizer: torch.optim.Optimizer,
-    state: dict,  # what a checkpoint kept of it
-    moved: int,  # weights of which something is remembered
-    moves: int,  # that it has made
+    state: dict,
+    moved: int,
+    moves: int,
 ) -> str:
-    """What an optimiser cannot have kept after so many moves; "" where it can have kept all."""
+    """What an optimiser cannot have kept after so many moves; "" where it can have kept all.
+
+    Args:
+        state: what a checkpoint kept of it.
+        moved: weights of which something is remembered.
+        moves: that it has made.
+    """
     memory, groups = state["state"], state["param_groups"]
     own = optimizer.state_dict()["param_groups"]
     if len(groups) != len(own) or any(a | {"lr": 0} != b | {"lr": 0} for a, b in zip(groups, own)):
@@ -128,10 +138,15 @@ def optimizer_misfit(
 # %% ../nbs/players.ipynb #405862f6
 #| code-fold: true
 def names_of(
-    prefix: str,  # of the player
-    reported: Any,  # what its objective returned
+    prefix: str,
+    reported: Any,
 ) -> list[str]:
-    """What an objective reports, the loss first. Raises ValueError where it isn't scalars with names of their own."""
+    """What an objective reports, the loss first. Raises ValueError where it isn't scalars with names of their own.
+
+    Args:
+        prefix: of the player.
+        reported: what its objective returned.
+    """
     if not (
         isinstance(reported, tuple) and len(reported) == 2 and isinstance(reported[1], Mapping)
     ):
@@ -161,10 +176,15 @@ def names_of(
 
 
 def evaluated(
-    found: Any,  # what `evaluate` returned
-    row: Mapping,  # of the history, as far as it is known
+    found: Any,
+    row: Mapping,
 ) -> dict[str, float]:
-    """More columns of a row. Raises ValueError where they aren't numbers by names of their own."""
+    """More columns of a row. Raises ValueError where they aren't numbers by names of their own.
+
+    Args:
+        found: what `evaluate` returned.
+        row: of the history, as far as it is known.
+    """
     if not isinstance(found, Mapping):
         raise ValueError(f"evaluate must return a dict, got {brief(found)}")
     for key, value in found.items():
@@ -176,10 +196,15 @@ def evaluated(
 
 
 def told_row(
-    row: dict,  # of the history
-    epochs: int,  # of the plan
+    row: dict,
+    epochs: int,
 ) -> str:
-    """A row of the history in a line."""
+    """A row of the history in a line.
+
+    Args:
+        row: of the history.
+        epochs: of the plan.
+    """
     told = (f"{key} {value:.4g}" for key, value in row.items() if key not in ("epoch", "step"))
     return f"epoch {row['epoch']}/{epochs}  {'  '.join(told)}"
 
@@ -271,11 +296,17 @@ def _trace_misfit(trace: object, names: list[str], moved: list[bool]) -> str:
 
 def mover_misfit(
     mover: Mover,
-    state: dict,  # what a checkpoint kept of it
-    traces: Sequence[Tensor],  # of each process
-    step: int,  # of the run
+    state: dict,
+    traces: Sequence[Tensor],
+    step: int,
 ) -> str:
-    """What a player cannot have kept after so many steps; "" where it can have kept all."""
+    """What a player cannot have kept after so many steps; "" where it can have kept all.
+
+    Args:
+        state: what a checkpoint kept of it.
+        traces: of each process.
+        step: of the run.
+    """
     own = {**mover.state(), "names": []}
     if problem := misfit({**state, "names": []}, own, "player", 2):
         return problem

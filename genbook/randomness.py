@@ -31,9 +31,13 @@ def random_states() -> dict:
 
 
 def set_random_states(
-    states: dict,  # as `random_states` gives them
+    states: dict,
 ) -> None:
-    """Put every source of randomness back into a state."""
+    """Put every source of randomness back into a state.
+
+    Args:
+        states: as `random_states` gives them.
+    """
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(states["cuda"])
@@ -44,9 +48,13 @@ def set_random_states(
 
 # %% ../nbs/randomness.ipynb #b482d95e
 def seed_everything(
-    seed: int,  # at least 0
+    seed: int,
 ) -> None:
-    """Seed torch (on every device), NumPy and Python. Raises ValueError for a seed below 0."""
+    """Seed torch (on every device), NumPy and Python. Raises ValueError for a seed below 0.
+
+    Args:
+        seed: at least 0.
+    """
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
     torch.manual_seed(seed % 2**64)
@@ -70,9 +78,13 @@ def standard_normal(n: Count, d: Count, module: nn.Module) -> Float[Tensor, "n d
 # %% ../nbs/randomness.ipynb #25e8c869
 @contextmanager
 def own_randomness(
-    seed: int,  # for what happens inside
+    seed: int,
 ) -> Iterator[None]:
-    """Inside, chance starts from `seed`; afterwards it goes on as if nothing had happened."""
+    """Inside, chance starts from `seed`; afterwards it goes on as if nothing had happened.
+
+    Args:
+        seed: for what happens inside.
+    """
     states = random_states()
     seed_everything(seed)
     try:

@@ -20,12 +20,16 @@ from .fields import brief, check_value, field_types, nearest
 # %% ../nbs/recipes.ipynb #3e039c40
 def look_up(
     given: str,
-    known: Iterable[str],  # the names there are
-    what: str,  # what they are names of, for the message
+    known: Iterable[str],
+    what: str,
 ) -> str:
     """The name itself where it is known.
 
     Raises ValueError, with the nearest known name, where it is not.
+
+    Args:
+        known: the names there are.
+        what: what they are names of, for the message.
     """
     known = list(known)
     if given in known:
@@ -57,22 +61,31 @@ def _pieces(text: str, kind: Any, between: str = ",") -> Any:
 
 def parse_value(
     text: str,
-    kind: Any,  # the type of the field, with its range
-    field: str,  # its name, for the message
-    of: str = "",  # the recipe's, for a message of what that one needs
+    kind: Any,
+    field: str,
+    of: str = "",
 ) -> Any:
     """The value that a text stands for.
 
     Raises ValueError, naming the field, where it is of another type or out of range.
+
+    Args:
+        kind: the type of the field, with its range.
+        field: its name, for the message.
+        of: the recipe's, for a message of what that one needs.
     """
     return check_value(_pieces(text, kind), kind, field, strict=False, of=of)
 
 
 def as_text(
     value: Any,
-    between: str = ",",  # what stands between the values of a tuple
+    between: str = ",",
 ) -> str:
-    """A value as `parse_value` takes it."""
+    """A value as `parse_value` takes it.
+
+    Args:
+        between: what stands between the values of a tuple.
+    """
     if isinstance(value, (tuple, list)):
         return between.join(as_text(each, ":") for each in value)
     if value is None or isinstance(value, bool):
@@ -97,11 +110,14 @@ def as_name(
 
 def override(
     recipe: Any,
-    settings: Iterable[str],  # each "field=value"
+    settings: Iterable[str],
 ) -> Any:
     """The recipe with some fields changed, and with a name that says so where any differs.
 
     Raises ValueError where a setting has no "=", names no field, or has a value of another type or out of range.
+
+    Args:
+        settings: each "field=value".
     """
     _check_recipe(recipe)
     kinds = field_types(type(recipe))
@@ -141,12 +157,15 @@ def field_notes(
 
 
 def changes_since(
-    recorded: Mapping[str, Any],  # the fields of a recipe, as a record keeps them
+    recorded: Mapping[str, Any],
     recipe: Any,
 ) -> list[str]:
     """How a recipe differs from the one that a record keeps, a phrase for each field.
 
     Raises ValueError for what is no recipe.
+
+    Args:
+        recorded: the fields of a recipe, as a record keeps them.
     """
     _check_recipe(recipe)
     now = json.loads(json.dumps(dataclasses.asdict(recipe)))

@@ -113,10 +113,15 @@ def leash(source: int = 0) -> threading.Thread:
 # %% ../nbs/side-by-side.ipynb #3b4ad61f
 def run_all(
     lanes: Sequence[Lane],
-    tell_rows: Callable[[list[dict]], object],  # called with all rows where one has changed
-    every: float = 0.5,  # seconds between looks
+    tell_rows: Callable[[list[dict]], object],
+    every: float = 0.5,
 ) -> list[int]:
-    """Run all lanes at once until none is going; their exit statuses."""
+    """Run all lanes at once until none is going; their exit statuses.
+
+    Args:
+        tell_rows: called with all rows where one has changed.
+        every: seconds between looks.
+    """
     pressed = 0
 
     def pass_on(signum, frame):

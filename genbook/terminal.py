@@ -23,14 +23,18 @@ def is_main() -> bool:
 
 # %% ../nbs/terminal.ipynb #d4bf856f
 def show(
-    rows: list[dict],  # all with the same keys
+    rows: list[dict],
     as_json: bool = False,
-    title: str | None = None,  # above the table on a terminal
+    title: str | None = None,
 ) -> None:
     """Print rows as JSON, as a table on a terminal, or as tab-separated lines in a pipe.
 
     On a terminal that is too narrow for the table few rows are blocks, with a line a value;
     of many rows the last columns are left out, and a line below says which.
+
+    Args:
+        rows: all with the same keys.
+        title: above the table on a terminal.
     """
     console = Console(force_terminal=sys.stdout.isatty(), force_jupyter=False)
     if as_json:
@@ -46,10 +50,14 @@ def show(
 
 
 def as_table(
-    rows: list[dict],  # all with the same keys
+    rows: list[dict],
     title: str | None = None,
 ) -> Table:
-    """Rows as a table for a terminal: numbers on the right, the first column never broken."""
+    """Rows as a table for a terminal: numbers on the right, the first column never broken.
+
+    Args:
+        rows: all with the same keys.
+    """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for key, value in rows[0].items():
         right = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -87,10 +95,14 @@ def _cut(rows: list[dict], title: str | None, console: Console) -> Table:
 
 
 def as_blocks(
-    rows: list[dict],  # all with the same keys
+    rows: list[dict],
     title: str | None = None,
 ) -> Table:
-    """Rows one below the other, each a line for each value that there is."""
+    """Rows one below the other, each a line for each value that there is.
+
+    Args:
+        rows: all with the same keys.
+    """
     table = Table(title=title, title_justify="left", box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

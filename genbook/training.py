@@ -57,16 +57,21 @@ from .terminal import tell
 
 # %% ../nbs/training.ipynb #476c2177
 def fingerprint_of(
-    plan: Plan,  # with the device that the run has got
+    plan: Plan,
     batches: Batches,
     model: nn.Module,
     players: Sequence[Player],
-    more: Mapping | None = None,  # what else must agree, such as a recipe
-    graph: Mapping | None = None,  # how the step is compiled
+    more: Mapping | None = None,
+    graph: Mapping | None = None,
 ) -> dict:
     """What must agree for a checkpoint to be a run's: the plan, the data, and the shapes of all it works on.
 
     Raises ValueError where `more` cannot be compared.
+
+    Args:
+        plan: with the device that the run has got.
+        more: what else must agree, such as a recipe.
+        graph: how the step is compiled.
     """
     maker = getattr(plan.optimizer, "__qualname__", None) or str(plan.optimizer)
     settings = {
@@ -281,12 +286,16 @@ class Watch:
 #| code-fold: true
 def latest_values(
     state: State,
-    after: int,  # the step up to which values have been looked at
-    kept: str,  # what is left of the run if it ends here, for the message
+    after: int,
+    kept: str,
 ) -> dict[str, float]:
     """What the players reported last.
 
     Raises FloatingPointError where a loss isn't finite, ValueError where two players share a name.
+
+    Args:
+        after: the step up to which values have been looked at.
+        kept: what is left of the run if it ends here, for the message.
     """
     latest: dict[str, float] = {}
     for mover in state.movers:
@@ -318,9 +327,13 @@ def descend(
     batches: Batches,
     watch: Watch,
     keeper: Keeper,
-    interrupted: Callable[[], bool],  # whether Ctrl-C was pressed
+    interrupted: Callable[[], bool],
 ) -> None:
-    """Take the steps of a plan from where its state is, to the end or until Ctrl-C."""
+    """Take the steps of a plan from where its state is, to the end or until Ctrl-C.
+
+    Args:
+        interrupted: whether Ctrl-C was pressed.
+    """
     plan, schedule = state.plan, SCHEDULES[state.plan.schedule]
     stop = False
     keeper.start_clock()
@@ -399,32 +412,32 @@ def _result(state: State, keeper: Keeper, compiled: bool) -> FitResult:
 
 # %% ../nbs/training.ipynb #f5f5a6ac
 def fit(
-    model: nn.Module,  # trained in place
-    objective: "Callable | Sequence[Player]",  # (model, batch) -> loss, or (loss, metrics); players
-    data: "Tensor | tuple[Tensor, ...] | Dataset",  # (N, ...), or several; a Dataset is stacked
+    model: nn.Module,
+    objective: "Callable | Sequence[Player]",
+    data: "Tensor | tuple[Tensor, ...] | Dataset",
     *,
-    epochs: int,  # passes over the data
-    batch_size: int,  # of all processes together; what an epoch leaves over is dropped
-    lr: float,  # the learning rate where the schedule's factor is 1
-    optimizer: "str | Callable" = "adam",  # in OPTIMIZERS, or a function like those
-    weight_decay: float = 0.0,  # handed to the optimiser
-    schedule: str = "constant",  # a name in SCHEDULES
-    ema: float | None = None,  # decay of the running average of the weights; None for none
-    seed: int = 0,  # of the order of the images and of all noise
-    precision: Precision = "fp32",  # "bf16": products in bfloat16, weights in float32
-    device: "Device | torch.device | None" = None,  # the best there is where None
-    channels_last: bool = False,  # in memory, of images and filters: faster convolutions
-    evaluate: Callable | None = None,  # (model, epoch) -> dict: columns of the history
-    on_epoch: Callable | None = None,  # (model, epoch), main process only: pictures and so on
-    on_step: "tuple[Collection[int], Callable] | None" = None,  # steps, and (model, step)
-    checkpoint: "str | Path | None" = None,  # the file that makes the run resumable
-    checkpoint_seconds: float | None = None,  # also write it within an epoch when this old
-    resume: bool = True,  # go on from the checkpoint where there is one
-    fingerprint: Mapping | None = None,  # what else must agree to resume, such as the recipe
-    clip: float | None = None,  # largest norm of the gradient; None for no limit
-    compile: "bool | str | None" = False,  # a step is one graph: see `graph_options`
-    log: "str | Path | None" = None,  # a CSV of the history, rewritten after each epoch
-    progress: bool = True,  # a bar on a terminal, else a line an epoch, on standard error
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    optimizer: "str | Callable" = "adam",
+    weight_decay: float = 0.0,
+    schedule: str = "constant",
+    ema: float | None = None,
+    seed: int = 0,
+    precision: Precision = "fp32",
+    device: "Device | torch.device | None" = None,
+    channels_last: bool = False,
+    evaluate: Callable | None = None,
+    on_epoch: Callable | None = None,
+    on_step: "tuple[Collection[int], Callable] | None" = None,
+    checkpoint: "str | Path | None" = None,
+    checkpoint_seconds: float | None = None,
+    resume: bool = True,
+    fingerprint: Mapping | None = None,
+    clip: float | None = None,
+    compile: "bool | str | None" = False,
+    log: "str | Path | None" = None,
+    progress: bool = True,
 ) -> FitResult:
     """Train a model by stochastic gradient descent: one loop for every model of the book.
 
@@ -439,6 +452,32 @@ def fit(
     `checkpoint`, a run ends with the weights it would have had undisturbed, bit for bit on
     the same machine with as many threads.
 
+    Args:
+        model: trained in place.
+        objective: (model, batch) -> loss, or (loss, metrics); players.
+        data: (N, ...), or several; a Dataset is stacked.
+        epochs: passes over the data.
+        batch_size: of all processes together; what an epoch leaves over is dropped.
+        lr: the learning rate where the schedule's factor is 1.
+        optimizer: in OPTIMIZERS, or a function like those.
+        weight_decay: handed to the optimiser.
+        schedule: a name in SCHEDULES.
+        ema: decay of the running average of the weights; None for none.
+        seed: of the order of the images and of all noise.
+        precision: "bf16": products in bfloat16, weights in float32.
+        device: the best there is where None.
+        channels_last: in memory, of images and filters: faster convolutions.
+        evaluate: (model, epoch) -> dict: columns of the history.
+        on_epoch: (model, epoch), main process only: pictures and so on.
+        on_step: steps, and (model, step).
+        checkpoint: the file that makes the run resumable.
+        checkpoint_seconds: also write it within an epoch when this old.
+        resume: go on from the checkpoint where there is one.
+        fingerprint: what else must agree to resume, such as the recipe.
+        clip: largest norm of the gradient; None for no limit.
+        compile: a step is one graph: see `graph_options`.
+        log: a CSV of the history, rewritten after each epoch.
+        progress: a bar on a terminal, else a line an epoch, on standard error.
     Raises:
         ValueError: an argument is out of range, or the checkpoint belongs to another run.
         FloatingPointError: the loss is NaN or infinite; the last checkpoint is kept.

@@ -46,12 +46,16 @@ def page_digest(
 def run_notebooks(
     paths: Iterable[Path],
     cache_path: Path | str,
-    timeout: int = 300,  # seconds that a cell may take
-    workers: int | None = None,  # notebooks at a time; one a core, at most four, where None
+    timeout: int = 300,
+    workers: int | None = None,
 ) -> list[Path]:
     """Run the notebooks whose outputs are not in the cache, several at a time, and put them there.
 
     Returns those that were run. One that fails isn't kept: MyST-NB will run it again and report the error.
+
+    Args:
+        timeout: seconds that a cell may take.
+        workers: notebooks at a time; one a core, at most four, where None.
     """
     from jupyter_cache import get_cache
     from jupyter_cache.base import CacheBundleIn

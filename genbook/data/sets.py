@@ -226,12 +226,18 @@ def _sides(shape: tuple[int, ...] | None) -> str:
 
 
 def needs(
-    shape: tuple[int, int, int] | None = None,  # channels, height, width; any where None
-    bits: bool = False,  # pixels of 0 and 1
+    shape: tuple[int, int, int] | None = None,
+    bits: bool = False,
     labels: bool = False,
-    own: str = "",  # a reader's own images that will do: "bits:1", "images:1" or "images:3"
+    own: str = "",
 ) -> Needs:
-    """What a model can learn from, as an annotation of its recipe's `data`."""
+    """What a model can learn from, as an annotation of its recipe's `data`.
+
+    Args:
+        shape: channels, height, width; any where None.
+        bits: pixels of 0 and 1.
+        own: a reader's own images that will do: "bits:1", "images:1" or "images:3".
+    """
     wanted = Needs((), shape, bits, labels, own)
     return replace(
         wanted, names=tuple(n for n, each in DATASETS.items() if not wanted.misfit(each))

@@ -173,11 +173,15 @@ def _weights_problems(folder: Path) -> list[str]:
 
 # %% ../../nbs/runs/audit.ipynb #1059682c
 def validate(
-    path: str | Path,  # a run's folder
-    fields: Mapping[str, Collection[str]]
-    | None = None,  # the recipe's fields by family; not checked where not given
+    path: str | Path,
+    fields: Mapping[str, Collection[str]] | None = None,
 ) -> list[str]:
-    """What is wrong with a record, a sentence each; an empty list where nothing is."""
+    """What is wrong with a record, a sentence each; an empty list where nothing is.
+
+    Args:
+        path: a run's folder.
+        fields: the recipe's fields by family; not checked where not given.
+    """
     path = Path(path)
     checks = (
         partial(_record_problems, fields=fields), _history_problems, _file_problems, _weights_problems
@@ -196,13 +200,17 @@ def _told(check: Callable[[Path], list[str]], path: Path) -> list[str]:
 
 
 def validate_all(
-    root: str | Path | None = None,  # `runs_root()` where not given
-    fields: Mapping[str, Collection[str]] | None = None,  # the recipe's fields by family
+    root: str | Path | None = None,
+    fields: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, list[str]]:
     """What is wrong with each record under a folder, by name.
 
     Under the name "" stands what is wrong with the book's records together: one is not there,
     or they are too large.
+
+    Args:
+        root: `runs_root()` where not given.
+        fields: the recipe's fields by family.
     """
     root = Path(root) if root is not None else runs_root()
     folders = (
@@ -222,11 +230,17 @@ def validate_all(
 
 # %% ../../nbs/runs/audit.ipynb #e1d04eb4
 def listing(
-    root: str | Path,  # of the records
-    fields: Mapping[str, Collection[str]],  # the recipe's fields by family
-    in_full: bool = False,  # for a program: all figures, as numbers
+    root: str | Path,
+    fields: Mapping[str, Collection[str]],
+    in_full: bool = False,
 ) -> tuple[list[dict], dict[str, list[str]]]:
-    """A row for each record and each unfinished run, and what is wrong with each record."""
+    """A row for each record and each unfinished run, and what is wrong with each record.
+
+    Args:
+        root: of the records.
+        fields: the recipe's fields by family.
+        in_full: for a program: all figures, as numbers.
+    """
     root = Path(root)
     settle_all(root)
     problems = validate_all(root, fields)

@@ -34,10 +34,15 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.\d+\.tmp", re.DOTALL)
 
 
 def sweep(
-    folder: str | Path,  # need not exist
-    pattern: str = ".*",  # of the files that are looked at; "**/.*" for folders below too
+    folder: str | Path,
+    pattern: str = ".*",
 ) -> None:
-    """Remove the temporary files that processes left behind which are gone."""
+    """Remove the temporary files that processes left behind which are gone.
+
+    Args:
+        folder: need not exist.
+        pattern: of the files that are looked at; "**/.*" for folders below too.
+    """
     for path in Path(folder).glob(pattern):
         if (named := _TEMPORARY.fullmatch(path.name)) and not _is_writing(int(named[1]), path):
             path.unlink(missing_ok=True)
@@ -69,7 +74,7 @@ def _final(path: Path) -> tuple[Path, int | None]:
 
 @contextmanager
 def replacing(
-    path: str | Path,  # the file to write; its folder is made where missing
+    path: str | Path,
 ) -> Iterator[Path]:
     """A temporary name beside a file, which takes the file's name if the block ends well.
 
@@ -78,6 +83,9 @@ def replacing(
     the block fails the old file stays; where it writes nothing, FileNotFoundError is raised. A
     link is followed, and a file keeps its permissions; an OSError, as on a full disk or at a
     device, names the file.
+
+    Args:
+        path: the file to write; its folder is made where missing.
     """
     path, mode = _final(Path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,13 +112,17 @@ def replacing(
 
 
 def write_atomic(
-    path: str | Path,  # the file to write; its folder is made where missing
-    content: bytes | str,  # text is written as UTF-8
+    path: str | Path,
+    content: bytes | str,
 ) -> Path:
     """Write a file so that at every moment either the old one or the whole new one is there.
 
     The bytes go to a temporary name in the same folder, are flushed to the disk, and take
     the file's name in one step (`replacing`).
+
+    Args:
+        path: the file to write; its folder is made where missing.
+        content: text is written as UTF-8.
     """
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -118,10 +130,15 @@ def write_atomic(
 
 # %% ../../nbs/runs/files.ipynb #e952e8ae
 def write_metrics(
-    path: str | Path,  # the CSV file
-    rows: list[dict],  # a row an epoch; rows may have different keys
+    path: str | Path,
+    rows: list[dict],
 ) -> Path:
-    """Write `metrics.csv`: a column for every key, empty where a row has no value."""
+    """Write `metrics.csv`: a column for every key, empty where a row has no value.
+
+    Args:
+        path: the CSV file.
+        rows: a row an epoch; rows may have different keys.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -138,13 +155,18 @@ def _as_field(value: float | str | None) -> str:
 
 # %% ../../nbs/runs/files.ipynb #1059682c
 def save_weights(
-    path: str | Path,  # usually `RUN/model.safetensors`
-    model: "torch.nn.Module | Mapping[str, torch.Tensor]",  # a model, or its state
-    dtype: "str | torch.dtype | None" = "float16",  # of floating tensors; None keeps it
+    path: str | Path,
+    model: "torch.nn.Module | Mapping[str, torch.Tensor]",
+    dtype: "str | torch.dtype | None" = "float16",
 ) -> Path:
     """Write weights as safetensors, atomically, in half precision unless told otherwise.
 
     Raises ValueError where a value does not fit the type.
+
+    Args:
+        path: usually `RUN/model.safetensors`.
+        model: a model, or its state.
+        dtype: of floating tensors; None keeps it.
     """
     import torch
     from safetensors.torch import save
@@ -166,11 +188,14 @@ def save_weights(
 
 # %% ../../nbs/runs/files.ipynb #a47b6fe1
 def file_digests(
-    folder: str | Path,  # of a run
+    folder: str | Path,
 ) -> dict[str, str]:
     """The SHA-256 of each file of a run's record but `run.json`, by its name in the folder.
 
     The checkpoint is none of them: it goes when the record takes its place.
+
+    Args:
+        folder: of a run.
     """
     folder = Path(folder)
     files = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
@@ -183,11 +208,14 @@ def file_digests(
 
 
 def read_file(
-    path: str | Path,  # of a file of a run
+    path: str | Path,
 ) -> bytes:
     """The bytes of a run's file; where the run is recorded, those that the record is of.
 
     Raises ValueError where it is no regular file, or `run.json` states another digest or none.
+
+    Args:
+        path: of a file of a run.
     """
     path = Path(path)
     content = read_regular(path)
@@ -207,11 +235,14 @@ def read_file(
 
 # %% ../../nbs/runs/files.ipynb #bef147d0
 def load_weights(
-    path: str | Path,  # a safetensors file
+    path: str | Path,
 ) -> "dict[str, torch.Tensor]":
     """Read weights as a state for `load_state_dict`, floating tensors in float32.
 
     Raises ValueError naming the file where it cannot be read, or is not the one of its record.
+
+    Args:
+        path: a safetensors file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -228,11 +259,14 @@ def load_weights(
 
 # %% ../../nbs/runs/files.ipynb #e00feabc
 def describe_weights(
-    path: str | Path,  # a safetensors file
+    path: str | Path,
 ) -> dict:
     """File name, SHA-256, type and number of the values in a file, read without torch.
 
     Raises ValueError where the file is cut off, or is none of safetensors.
+
+    Args:
+        path: a safetensors file.
     """
     path = Path(path)
     content = read_regular(path)
@@ -258,15 +292,23 @@ def describe_weights(
 # %% ../../nbs/runs/files.ipynb #cab1ad7f
 def number(
     value: float,
-    digits: int = 2,  # behind the point
+    digits: int = 2,
 ) -> str:
-    """A number as text, with a true minus sign, and none before a zero."""
+    """A number as text, with a true minus sign, and none before a zero.
+
+    Args:
+        digits: behind the point.
+    """
     text = f"{value:.{digits}f}"
     return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
 
 
 def short_number(
-    value: float,  # of any size
+    value: float,
 ) -> str:
-    """A figure as the lists of records show it: two decimals, or four digits where it is below ten."""
+    """A figure as the lists of records show it: two decimals, or four digits where it is below ten.
+
+    Args:
+        value: of any size.
+    """
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"

@@ -53,11 +53,14 @@ def book_folder() -> Path | None:
 
 
 def book_names(
-    folder: str | Path,  # of runs
+    folder: str | Path,
 ) -> list[str]:
     """The names of the book's records among the runs of a folder; none where it has no list.
 
     Raises ValueError where the list is no list of names.
+
+    Args:
+        folder: of runs.
     """
     path = Path(folder) / INDEX
     if not path.is_file():
@@ -72,9 +75,13 @@ def book_names(
 
 
 def is_of_the_book(
-    folder: str | Path,  # of a run
+    folder: str | Path,
 ) -> bool:
-    """Whether a folder holds one of the book's records."""
+    """Whether a folder holds one of the book's records.
+
+    Args:
+        folder: of a run.
+    """
     folder = Path(os.path.realpath(folder))
     return (folder / "run.json").is_file() and folder.name in book_names(folder.parent)
 
@@ -83,9 +90,13 @@ UNFINISHED = ".unfinished"  # ends the name of a scratch folder
 
 
 def is_place(
-    folder: Path,  # among the records
+    folder: Path,
 ) -> bool:
-    """Whether a folder may be a record's place: it is not hidden and no scratch folder."""
+    """Whether a folder may be a record's place: it is not hidden and no scratch folder.
+
+    Args:
+        folder: among the records.
+    """
     return folder.name[:1] != "." and not folder.name.endswith(UNFINISHED)
 
 
@@ -176,11 +187,14 @@ class Place:
 
     def begin(
         self,
-        resume: bool,  # go on from the checkpoint in the scratch folder where there is one
+        resume: bool,
     ) -> None:
         """Make the scratch folder ready.
 
         Raises ValueError where the place is no folder, or holds what is no part of a record.
+
+        Args:
+            resume: go on from the checkpoint in the scratch folder where there is one.
         """
         self.settle()
         _check_replaceable(self.folder)
@@ -200,16 +214,24 @@ class Place:
 
 # %% ../../nbs/runs/places.ipynb #b99dc624
 def unfinished(
-    root: str | Path,  # of the records
+    root: str | Path,
 ) -> list[Path]:
-    """The scratch folders among records: of runs that are being made, or were interrupted."""
+    """The scratch folders among records: of runs that are being made, or were interrupted.
+
+    Args:
+        root: of the records.
+    """
     return sorted(path for path in Path(root).glob(f"[!.]*{UNFINISHED}") if path.is_dir())
 
 
 def settle_all(
-    root: str | Path,  # of the records
+    root: str | Path,
 ) -> None:
-    """Finish what killed processes had begun to publish, where nobody is at it."""
+    """Finish what killed processes had begun to publish, where nobody is at it.
+
+    Args:
+        root: of the records.
+    """
     begun = [path.name.removesuffix(UNFINISHED) for path in unfinished(root)]
     aside = [path.name[1:].removesuffix(".replaced") for path in Path(root).glob(".*.replaced")]
     for place in (Place(Path(root) / name) for name in {*begun, *aside}):

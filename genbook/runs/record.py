@@ -72,11 +72,14 @@ class RunFolder:
 
     def file(
         self,
-        name: str,  # in the folder: "classes.csv", "samples/images.png"
+        name: str,
     ) -> Path:
         """A file of the record, which is the one that was recorded.
 
         Raises ValueError where it is another one, is missing, or is no regular file.
+
+        Args:
+            name: in the folder: "classes.csv", "samples/images.png".
         """
         read_file(self.path / name)
         return self.path / name
@@ -119,11 +122,14 @@ class RunFigures(RunFolder):
 
     def figure(
         self,
-        key: str,  # the name of a final metric
+        key: str,
     ) -> float:
         """The value of a final metric.
 
         Raises ValueError, with the nearest name, where there is none.
+
+        Args:
+            key: the name of a final metric.
         """
         metrics = self.record["metrics"]
         if key not in metrics:
@@ -133,21 +139,29 @@ class RunFigures(RunFolder):
 
     def told(
         self,
-        key: str,  # the name of a final metric
-        digits: int = 2,  # behind the point
+        key: str,
+        digits: int = 2,
     ) -> str:
         """A final metric as text, with ± its standard error where it has one.
 
         Raises ValueError, with the nearest name, where there is no such metric.
+
+        Args:
+            key: the name of a final metric.
+            digits: behind the point.
         """
         value, se = self.figure(key), self.record["metrics"][key]["se"]
         return number(value, digits) + ("" if se is None else f" ± {se:.{digits}f}")
 
     def in_short(
         self,
-        most: int = 8,  # figures that are named
+        most: int = 8,
     ) -> str:
-        """The first final metrics, for a list of records."""
+        """The first final metrics, for a list of records.
+
+        Args:
+            most: figures that are named.
+        """
         metrics = self.record["metrics"]
         some = [f"{key} {short_number(metrics[key]['value'])}" for key in list(metrics)[:most]]
         more = len(metrics) - len(some)
@@ -155,12 +169,16 @@ class RunFigures(RunFolder):
 
     def curve(
         self,
-        key: str,  # a column of `metrics.csv`
-        x: str = "epoch",  # the column along the axis
+        key: str,
+        x: str = "epoch",
     ) -> tuple[list[float], list[float]]:
         """A column against another, without the rows where it is empty.
 
         Raises ValueError where there is no such column.
+
+        Args:
+            key: a column of `metrics.csv`.
+            x: the column along the axis.
         """
         pairs = [
             (a, b)
@@ -178,11 +196,14 @@ class RunFigures(RunFolder):
 
     def table(
         self,
-        name: str,  # of a CSV file of numbers in the folder, without its ending
+        name: str,
     ) -> "dict[str, torch.Tensor]":
         """The columns of a CSV file, float32 `(rows,)` by name; NaN where a field is empty.
 
         Raises ValueError, with the names there are, where there is no such file.
+
+        Args:
+            name: of a CSV file of numbers in the folder, without its ending.
         """
         import torch
 
@@ -194,9 +215,13 @@ class RunFigures(RunFolder):
 
 # %% ../../nbs/runs/record.ipynb #e952e8ae
 def run_folder(
-    name_or_path: str | Path,  # a run's name under `runs_root()` or the book's, or its folder
+    name_or_path: str | Path,
 ) -> Path | None:
-    """The folder of the run of that name or folder; None where there is none."""
+    """The folder of the run of that name or folder; None where there is none.
+
+    Args:
+        name_or_path: a run's name under `runs_root()` or the book's, or its folder.
+    """
     named = os.path.expanduser(name_or_path)
     roots = [root for root in (runs_root(), Path(), book_folder()) if root is not None]
     return next((root / named for root in roots if (root / named / "run.json").is_file()), None)
@@ -226,11 +251,14 @@ class Run(RunFigures):
     @classmethod
     def open(
         cls,
-        name_or_path: str | Path,  # a run's name under `runs_root()` or the book's, or its folder
+        name_or_path: str | Path,
     ) -> "Run":
         """The run of that name or folder.
 
         Raises ValueError, with the nearest name, where there is none.
+
+        Args:
+            name_or_path: a run's name under `runs_root()` or the book's, or its folder.
         """
         if (folder := run_folder(name_or_path)) is None:
             raise ValueError(_no_such_run(name_or_path))
@@ -238,34 +266,46 @@ class Run(RunFigures):
 
     def recipe_as(
         self,
-        kind: type,  # the recipe's dataclass
+        kind: type,
     ) -> Any:
         """The recipe as its dataclass; a field younger than the record has its default.
 
         Raises TypeError where the record has a field that the dataclass lacks.
+
+        Args:
+            kind: the recipe's dataclass.
         """
         fields = {name: _as_tuple(value) for name, value in self.recipe.items() if name != "family"}
         return kind(**fields)
 
     def load_into(
         self,
-        model: "torch.nn.Module",  # of the recipe, changed in place
+        model: "torch.nn.Module",
     ) -> Any:
         """The model with the recorded weights, ready for inference.
 
         Raises ValueError as `load_weights` does, and RuntimeError where they are another
         model's.
+
+        Args:
+            model: of the recipe, changed in place.
         """
         model.load_state_dict(load_weights(self.weights))
         return model.eval()
 
     def tiles(
         self,
-        name: str,  # of a recorded grid, without its ending
-        side: int = 32,  # of each image, in pixels
-        gap: int = 1,  # between neighbours, in pixels
+        name: str,
+        side: int = 32,
+        gap: int = 1,
     ) -> "torch.Tensor":
-        """Images of a grid in `samples/`, uint8 `(n, channels, side, side)`, cut apart."""
+        """Images of a grid in `samples/`, uint8 `(n, channels, side, side)`, cut apart.
+
+        Args:
+            name: of a recorded grid, without its ending.
+            side: of each image, in pixels.
+            gap: between neighbours, in pixels.
+        """
         import numpy as np
         import torch
         from PIL import Image
@@ -278,17 +318,25 @@ class Run(RunFigures):
 
 
 def all_runs(
-    root: str | Path | None = None,  # `runs_root()` where not given
+    root: str | Path | None = None,
 ) -> list[Run]:
-    """Every record under a folder, by name."""
+    """Every record under a folder, by name.
+
+    Args:
+        root: `runs_root()` where not given.
+    """
     root = Path(root) if root is not None else runs_root()
     return [Run(path.parent) for path in sorted(root.glob("*/run.json")) if is_place(path.parent)]
 
 
 def book_runs(
-    folder: str | Path | None = None,  # of runs; `book_folder()` where not given
+    folder: str | Path | None = None,
 ) -> list[Run]:
-    """The book's records, by name; none where they are not at hand."""
+    """The book's records, by name; none where they are not at hand.
+
+    Args:
+        folder: of runs; `book_folder()` where not given.
+    """
     folder = folder if folder is not None else book_folder()
     found = [] if folder is None else [Path(folder) / name for name in sorted(book_names(folder))]
     return [Run(path) for path in found if (path / "run.json").is_file()]
@@ -299,19 +347,27 @@ def _plain(value: Any) -> Any:
 
 
 def metric(
-    value: "float | torch.Tensor",  # a number, or a tensor of one
+    value: "float | torch.Tensor",
     *,
-    se: "float | torch.Tensor | None" = None,  # its standard error, where there is one
-    n: "int | torch.Tensor",  # images, or whatever else it was measured on
-    split: str,  # of the data set
+    se: "float | torch.Tensor | None" = None,
+    n: "int | torch.Tensor",
+    split: str,
     unit: str,
-    tolerance: float,  # within which a recomputation must agree
-    note: str = "",  # how it was measured, where that must be said
+    tolerance: float,
+    note: str = "",
 ) -> dict:
     """A final metric, as `write_record` takes it.
 
     Raises ValueError where a number is not finite, se or tolerance is below 0, n is no count
     above 0, and split or unit is empty.
+
+    Args:
+        value: a number, or a tensor of one.
+        se: its standard error, where there is one.
+        n: images, or whatever else it was measured on.
+        split: of the data set.
+        tolerance: within which a recomputation must agree.
+        note: how it was measured, where that must be said.
     """
     found = {
         "value": _plain(value),
@@ -327,16 +383,22 @@ def metric(
 
 
 def mean_metric(
-    values: "torch.Tensor",  # (n,), one for each image
+    values: "torch.Tensor",
     *,
-    split: str,  # of the data set
+    split: str,
     unit: str,
-    tolerance: float,  # within which a recomputation must agree
-    note: str = "",  # how the values were measured
+    tolerance: float,
+    note: str = "",
 ) -> dict:
     """The mean of values as a final metric, with its standard error over them.
 
     Raises ValueError where there are fewer than two values, and as `metric` does.
+
+    Args:
+        values: (n,), one for each image.
+        split: of the data set.
+        tolerance: within which a recomputation must agree.
+        note: how the values were measured.
     """
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(
@@ -393,9 +455,13 @@ def _git(*arguments: str) -> str | None:
 
 
 def device_info(
-    device: "str | torch.device" = "cpu",  # where the run was computed
+    device: "str | torch.device" = "cpu",
 ) -> dict:
-    """Kind and name of a device, with the cores and threads of a processor."""
+    """Kind and name of a device, with the cores and threads of a processor.
+
+    Args:
+        device: where the run was computed.
+    """
     kind = str(device).split(":")[0]
     if kind == "cuda":
         import torch
@@ -416,26 +482,40 @@ def _processor() -> str:
 
 # %% ../../nbs/runs/record.ipynb #5c98e869
 def write_record(
-    path: str | Path,  # the run's folder, which holds its weights already
+    path: str | Path,
     *,
-    name: str,  # of the recipe
-    family: str,  # of models, which says how the weights are to be read
-    recipe: Mapping,  # every field of the recipe
-    data: Mapping,  # provenance, as `genbook.data.provenance` gives it
+    name: str,
+    family: str,
+    recipe: Mapping,
+    data: Mapping,
     seed: int,
-    device: "str | torch.device | Mapping",  # a device, or what `device_info` says of it
-    precision: str,  # "fp32" or "bf16"
-    seconds: float,  # wall-clock of training, evaluation left out
+    device: "str | torch.device | Mapping",
+    precision: str,
+    seconds: float,
     epochs_done: int,
-    metrics: Mapping[str, Mapping],  # key -> {value, se, n, split, unit, tolerance, note?}
-    started: str | None = None,  # ISO time; now less `seconds` where not given
-    weights: str = "model.safetensors",  # or "features.safetensors"
-    notes: str | None = None,  # what a reader must know of this run
+    metrics: Mapping[str, Mapping],
+    started: str | None = None,
+    weights: str = "model.safetensors",
+    notes: str | None = None,
 ) -> Run:
     """Write `run.json` for a finished run and return the run.
 
     Raises ValueError where a final metric lacks a key or is not finite, and where the
     weights are missing.
+
+    Args:
+        path: the run's folder, which holds its weights already.
+        name: of the recipe.
+        family: of models, which says how the weights are to be read.
+        recipe: every field of the recipe.
+        data: provenance, as `genbook.data.provenance` gives it.
+        device: a device, or what `device_info` says of it.
+        precision: "fp32" or "bf16".
+        seconds: wall-clock of training, evaluation left out.
+        metrics: key -> {value, se, n, split, unit, tolerance, note?}.
+        started: ISO time; now less `seconds` where not given.
+        weights: or "features.safetensors".
+        notes: what a reader must know of this run.
     """
     path = Path(path)
     if not (path / weights).is_file():

@@ -168,9 +168,13 @@ def _short(value: object) -> str:
 
 def sentences(
     error: ValidationError,
-    where: str = "",  # what to put before the places
+    where: str = "",
 ) -> list[str]:
-    """What pydantic has found, a sentence each."""
+    """What pydantic has found, a sentence each.
+
+    Args:
+        where: what to put before the places.
+    """
     found = []
     for one in error.errors(include_url=False):
         place = ".".join(map(str, (*filter(None, [where]), *one["loc"])))
@@ -189,12 +193,18 @@ def sentences(
 
 
 def problems_of(
-    kind: Any,  # what a value must be: a model of this page, or a type
+    kind: Any,
     value: object,
-    where: str = "",  # what to call it
-    from_json: bool = False,  # where a list stands for a tuple
+    where: str = "",
+    from_json: bool = False,
 ) -> list[str]:
-    """What is wrong with a value, a sentence each; an empty list where nothing is."""
+    """What is wrong with a value, a sentence each; an empty list where nothing is.
+
+    Args:
+        kind: what a value must be: a model of this page, or a type.
+        where: what to call it.
+        from_json: where a list stands for a tuple.
+    """
     try:
         adapter: TypeAdapter = TypeAdapter(kind)
         if from_json:
@@ -209,10 +219,15 @@ def problems_of(
 
 
 def metric_problems(
-    where: str,  # what to call it in a sentence: "metrics.test_elbo"
-    metric: object,  # what should be a final metric
+    where: str,
+    metric: object,
 ) -> list[str]:
-    """What is wrong with a final metric, a sentence each; an empty list where nothing is."""
+    """What is wrong with a final metric, a sentence each; an empty list where nothing is.
+
+    Args:
+        where: what to call it in a sentence: "metrics.test_elbo".
+        metric: what should be a final metric.
+    """
     return problems_of(Metric, metric, where)
 
 # %% ../../nbs/runs/schema.ipynb #eecf08f2
@@ -221,11 +236,14 @@ JSON_LIMIT = 5_000_000  # bytes of a run.json
 
 def read_regular(
     path: str | Path,
-    limit: int | None = None,  # bytes
+    limit: int | None = None,
 ) -> bytes:
     """The bytes of a regular file; a link is not followed, and nothing is waited for.
 
     Raises ValueError where the file is missing, is no regular file, or is larger than the limit.
+
+    Args:
+        limit: bytes.
     """
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     flags |= getattr(os, "O_BINARY", 0)
@@ -259,9 +277,13 @@ def _no_constant(name: str) -> None:
 
 
 def read_json(
-    path: str | Path,  # usually `RUN/run.json`
+    path: str | Path,
 ) -> dict:
-    """A table in a JSON file. Raises ValueError, naming the file, where it is none."""
+    """A table in a JSON file. Raises ValueError, naming the file, where it is none.
+
+    Args:
+        path: usually `RUN/run.json`.
+    """
     path = Path(path)
     content = read_regular(path, JSON_LIMIT)
     try:
