@@ -171,6 +171,20 @@ def test_no_directive_is_left_on_a_page(pages, site):
     assert not left, "\n".join(left)
 
 
+def test_a_download_is_plain_markdown_with_folded_solutions(site, root):
+    """What only the site understands is in words, numbers stand where roles were, and no solution is open."""
+    marks = re.compile(r"\{[\w:-]+\}`|^[`:]{3,}\{|^\([\w-]+\)=$|\$\$ \(eq-|…", re.MULTILINE)
+    for name, chapter in book.chapters(root / "nbs").items():
+        download = json.loads((site / "_sources" / f"{name}.ipynb").read_text("utf8"))
+        for text in book.cells(download, "markdown"):
+            plain = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+            assert not marks.search(plain), f"{name}: {marks.search(plain)[0]!r} in {text[:80]!r}"
+        given = json.loads(chapter.read_text("utf8"))
+        solved = "".join(book.cells(given, "markdown")).count("{solution-start}")
+        shown = [cell for cell in download["cells"] if cell["metadata"].get("jupyter")]
+        assert len(shown) >= solved, f"{name}: {solved} solutions, {len(shown)} hidden cells"
+
+
 def test_every_chapter_offers_its_notebook(pages, site, root):
     for name in book.chapters(root / "nbs"):
         links = [urlsplit(tag["href"]).path for tag in page(pages[name]).find_all("a", href=True)]

@@ -1,5 +1,6 @@
 """How the book makes itself: pages from notebooks, equations and their checks, lists of names, shapes that run."""
 
+from genbook.book.copies import plain_cells, reader_copy
 from genbook.book.equations import (
     Equation,
     coverage,
@@ -20,7 +21,6 @@ from genbook.book.reader import (
     imported_modules,
     plain_text,
     read_notebook,
-    reader_copy,
     split_directives,
 )
 from genbook.book.site import page_digest, run_notebooks, setup
@@ -44,6 +44,7 @@ __all__ = [
     "mark_equations",
     "module_chapters",
     "page_digest",
+    "plain_cells",
     "plain_text",
     "public_names",
     "read_notebook",

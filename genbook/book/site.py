@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .copies import reader_copy
 from .equations import Equation, coverage, mark_equations
 from .names import as_rst, link_names, package_page, unique_names, without_ranges
 from genbook.book.reader import (
@@ -20,7 +21,6 @@ from genbook.book.reader import (
     dependencies,
     digest,
     read_notebook,
-    reader_copy,
     short_digest,
 )
 
@@ -143,9 +143,12 @@ def setup(
     def downloads(app, exception):
         for template in Path(app.outdir, "_static").rglob("*-macros.html"):
             template.unlink()  # of the theme's own making of pages, and no page
-        for path in Path(app.outdir, "_sources").rglob("*.ipynb"):
+        sources = Path(app.outdir, "_sources")
+        for path in sources.rglob("*.ipynb"):
             text = path.read_text("utf8")
-            if (clean := reader_copy(text)) != text:
+            made = Path(app.outdir, path.relative_to(sources).with_suffix(".html"))
+            page = made.read_text("utf8") if made.is_file() else ""
+            if (clean := reader_copy(text, page)) != text:
                 path.write_text(clean, "utf8")
 
     def documentation(app, what, name, thing, options, lines):
