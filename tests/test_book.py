@@ -160,3 +160,17 @@ def test_the_table_of_mutants_meets_the_goal(root):
         assert 0 <= row.killed <= row.tried and row.tried - row.killed == len(row.survivors), row
         assert row.commit and row.date, row
     assert list(survivors.shortcomings(rows, found)) == []
+
+
+def test_a_chapter_says_how_long_it_takes_to_read(root):
+    words, code = "word " * 599, "\n".join(["x = 1"] * 20)
+    cells = [
+        {"cell_type": "markdown", "source": f"# {words}"},
+        {"cell_type": "code", "source": code},
+        {"cell_type": "code", "source": f"#| code-fold: true\n{code}"},  # is not read
+    ]
+    assert book.reading_minutes({"cells": cells}) == 4  # (600 + 200) / 200
+    for name, path in NOTEBOOKS.items():
+        page = book.read_notebook(path.read_text("utf8"), root)
+        first = next(cell.source for cell in page.cells if cell.cell_type == "markdown")
+        assert " minutes to read" in first.split("\n\n")[1], name

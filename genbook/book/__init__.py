@@ -21,6 +21,7 @@ from genbook.book.reader import (
     imported_modules,
     plain_text,
     read_notebook,
+    reading_minutes,
     split_directives,
 )
 from genbook.book.site import page_digest, run_notebooks, setup
@@ -48,6 +49,7 @@ __all__ = [
     "plain_text",
     "public_names",
     "read_notebook",
+    "reading_minutes",
     "reader_copy",
     "run_notebooks",
     "setup",

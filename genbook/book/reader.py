@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['DIRECTIVES', 'EXPORT', 'split_directives', 'cell_metadata', 'plain_text', 'book_root', 'chapters', 'notebooks',
            'cells', 'cell_source', 'split_names', 'chapter_title', 'make_cell', 'small_book', 'imported_modules',
-           'module_files', 'dependencies', 'digest', 'short_digest', 'read_notebook']
+           'module_files', 'dependencies', 'digest', 'short_digest', 'reading_minutes', 'read_notebook']
 
 # %% ../../nbs/book/reader.ipynb #c929ec6d
 #| code-fold: true
@@ -323,6 +323,21 @@ EXPORT = re.compile(
 _NOTES = {"checks": ("check", "Checks"), "defines": ("define", "Implements")}
 
 
+def reading_minutes(
+    notebook: dict,
+) -> int:
+    """How long a chapter takes to read: 200 words a minute, a line of code that is shown as long as ten words.
+
+    Args:
+        notebook: as JSON has it.
+    """
+    words = sum(len(text.split()) for text in cells(notebook, "markdown"))
+    shown = [split_directives(source) for source in cells(notebook, "code")]
+    folded = {"hide", "code-fold", "echo"}
+    lines = sum(len(code.splitlines()) for told, code in shown if not told.keys() & folded)
+    return max(1, round((words + 10 * lines) / 200))
+
+
 def read_notebook(
     text: str,
     root: Path | str | None = None,
@@ -344,7 +359,12 @@ def read_notebook(
     anchors: set[str] = set()
     for number, cell in enumerate(notebook["cells"]):
         if cell["cell_type"] != "code":
-            page.append({**cell, "source": cell_source(cell)})
+            source = cell_source(cell)
+            if number == 0 and source.startswith("# "):
+                heading, _, rest = source.partition("\n")
+                told = f":::{{div}} reading-time\n{reading_minutes(notebook)} minutes to read\n:::"
+                source = f"{heading}\n\n{told}\n{rest}"
+            page.append({**cell, "source": source})
             continue
         directives, code = split_directives(cell_source(cell))
         if not code.strip() or EXPORT.search(code):
