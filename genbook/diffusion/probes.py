@@ -228,8 +228,8 @@ def kept(
         recipe: which names the steps t′.
         found: what `make` measured, by name.
     Returns:
-        the steps t′, 0 first, and by name: "digit", whether the judge reads the same
-        digit, above chance ({eq}`eq-sampling-kappa`); "image", whether what returned is
+        The steps t′, 0 first, and what returned by its name. "digit" is whether the judge reads
+        the same digit, above chance ({eq}`eq-sampling-kappa`); "image", whether what returned is
         nearer to its original than to any training image ({eq}`eq-probes-nearer`);
         "colour", whether its mean colour is nearer to its original's than to another's,
         above chance ({eq}`eq-probes-colour`).

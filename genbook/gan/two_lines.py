@@ -239,7 +239,7 @@ def train_critic(
         theta: where Q stands.
         device: where.
     Returns:
-        The critic, and its curve: pairs of a step and the estimate after it.
+        The critic, and its curve, pairs of a step and the estimate after it.
     Raises:
         ValueError: an unknown objective.
     """

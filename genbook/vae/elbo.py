@@ -27,7 +27,7 @@ def reparameterise(
         logvar: log-variances, of the same shape.
         noise: standard normal draws ε; drawn here where None.
     Returns:
-        mu + ε·exp(logvar / 2): the standard deviation multiplies the noise, not the variance
+        mu + ε·exp(logvar / 2). The standard deviation multiplies the noise, not the variance
         or its logarithm.
     Raises:
         ValueError: where the shapes differ.
