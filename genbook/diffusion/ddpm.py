@@ -61,7 +61,16 @@ class NoisePredictor(nn.Module):
     def noise(
         self, n: fields.Count, generator: torch.Generator | None = None
     ) -> Float[Tensor, "n c h w"]:
-        """`n` draws of x_T, made on the CPU: a seed means the same everywhere. ValueError below one."""
+        """`n` draws of x_T, made on the CPU: a seed means the same everywhere.
+
+        Args:
+            n: images that are to come of them.
+            generator: of the draws, on the CPU; the global one where None.
+        Returns:
+            The draws on the model's device.
+        Raises:
+            ValueError: n below 1.
+        """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         noise = torch.randn(n, *self.shape, generator=generator, dtype=torch.float32)
@@ -73,7 +82,14 @@ def denoising_loss(
     model: NoisePredictor,
     batch: UInt8[Tensor, "batch c h w"],
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Smooth L1 error of the noise predicted at random steps ({eq}`eq-ddpm-objective`)."""
+    """Smooth L1 error of the noise predicted at random steps ({eq}`eq-ddpm-objective`).
+
+    Args:
+        model: that learns.
+        batch: levels from 0 to 255.
+    Returns:
+        What is minimised; nothing else is told of it.
+    """
     x_start = scale_pixels(batch)
     t = t_sample(model.diffusion.timesteps, len(x_start), x_start.device)
     return model.diffusion.p_losses(model.unet, x_start, t), {}
@@ -92,6 +108,12 @@ class DDPM(NoisePredictor):
     ) -> Float[Tensor, "batch c h w"]:
         """The network's noise where the image behind it is one, else the noise nearest to
         it with an image behind it ({eq}`eq-ddpm-clip`).
+
+        Args:
+            x: x_t.
+            t: an index for each of the batch, 0 to T − 1.
+        Raises:
+            ValueError: t outside [0, T).
         """
         a = extract(self.diffusion.alphas_cumprod, t, x.shape)
         guess = self.diffusion.predict_x_start(x, t, self.unet(x, t).to(x.dtype))
@@ -116,6 +138,8 @@ class DDPM(NoisePredictor):
     def sample_ancestral(self, n: fields.Count) -> Float[Tensor, "n c h w"]:
         """Images in [−1, 1] by all T steps, with `clipped_noise`; only the last is kept.
 
+        Args:
+            n: images.
         Raises:
             ValueError: n below 1.
         """
@@ -310,6 +334,13 @@ def figures(
     """What a record says of its model: losses, bits per dimension, detail and neighbours.
 
     Standard errors are over images, and no error over seeds.
+
+    Args:
+        recipe: which says how many images and samples are looked at.
+        model: trained.
+        splits: its data, of which all three parts are looked at.
+    Returns:
+        The metrics of a record, by name.
     """
     metrics, train, test = {}, splits.train.images, splits.test.images
     for split, images in (("valid", splits.valid.images), ("test", test)):
@@ -346,6 +377,12 @@ def keep_samples(
     """Keep pictures by DDIM, from the same 32 draws of noise in every epoch.
 
     With the network's own noise, and with `DDPM.clipped_noise`.
+
+    Args:
+        out: the run's folder; pictures go to `samples/` in it.
+        recipe: whose seed draws the noise, and which says in how many steps.
+        model: which draws.
+        epoch: passes done, for the names of the files.
     """
     x = model.noise(32, torch.Generator().manual_seed(recipe.seed))
     for noise, name in ((model.unet, ""), (model.clipped_noise, "-clipped")):
@@ -411,6 +448,12 @@ def portrait(
     `samples/` gets `images.png`, 64 test images; `ancestral.png` and `ddim.png`, 32
     samples each; and `neighbours.png`: 16 samples by DDIM, and below each the two nearest
     training images.
+
+    Args:
+        recipe: of the model.
+        model: trained.
+        splits: its data; training and test images are looked at.
+        out: the run's folder.
     """
     train, test = splits.train.images, splits.test.images
     ranges = _loss_by_range(recipe, model, test[: recipe.eval_images])
@@ -441,7 +484,14 @@ def portrait(
 # %% ../../nbs/diffusion/ddpm.ipynb #4e09f2d4
 #| code-fold: true
 def make(recipe: DDPMRecipe, job: Job, splits: Splits) -> Made | None:
-    """Train a recipe; None where Ctrl-C stopped it."""
+    """Train a recipe; None where Ctrl-C stopped it.
+
+    Args:
+        recipe: what to train.
+        job: where and how.
+        splits: the recipe's data; the training part is learned from and the validation part
+            watched.
+    """
     valid = splits.valid.images[: recipe.eval_images]
 
     def evaluate(model, epoch):
@@ -458,14 +508,26 @@ def make(recipe: DDPMRecipe, job: Job, splits: Splits) -> Made | None:
 
 
 def draw(recipe: DDPMRecipe, model: DDPM, n: int) -> Float[Tensor, "n c h w"]:
-    """Images by DDIM, in [0, 1]."""
+    """Images by DDIM, in [0, 1].
+
+    Args:
+        recipe: which says in how many steps.
+        model: trained.
+        n: images.
+    """
     return show_pixels(model.sample(n, recipe.sampler_steps))
 
 
 def decode(
     recipe: DDPMRecipe, model: DDPM, z: Float[Tensor, "n latent"]
 ) -> Float[Tensor, "n c h w"]:
-    """Images, in [0, 1], of draws of x_T, by DDIM: without fresh noise each is a function of its x_T."""
+    """Images, in [0, 1], of draws of x_T, by DDIM: without fresh noise each is a function of its x_T.
+
+    Args:
+        recipe: which says in how many steps.
+        model: trained.
+        z: draws of x_T, each flat: channels, rows and columns in this order.
+    """
     x, steps = z.unflatten(1, model.shape), min(recipe.sampler_steps, recipe.timesteps)
     return show_pixels(sample_ddim(model.clipped_noise, model.diffusion, x, steps))
 

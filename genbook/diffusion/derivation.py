@@ -152,7 +152,12 @@ def t_sample(
 ) -> Int64[Tensor, "batch"]:
     """Steps to train on, uniform on 0, 1, …, T − 1 ({eq}`eq-diffusion-simple`).
 
-    Raises ValueError where `timesteps` or `batch_size` is below 1.
+    Args:
+        timesteps: T.
+        batch_size: draws, one for each image.
+        device: where; torch's default where None.
+    Raises:
+        ValueError: timesteps or batch_size below 1.
     """
     if min(timesteps, batch_size) < 1:
         raise ValueError("timesteps and batch_size must be at least 1")
@@ -240,7 +245,11 @@ def noise_like(
 ) -> Float[Tensor, "batch *shape"]:
     """Standard normal noise for x_0: what is given, else a fresh draw.
 
-    Raises ValueError where the noise has another shape than x_start.
+    Args:
+        x_start: x_0.
+        noise: what is handed on, of the shape of x_0; drawn here where None.
+    Raises:
+        ValueError: noise of another shape.
     """
     if noise is None:
         return torch.randn_like(x_start)
@@ -283,7 +292,12 @@ class ForwardProcess(NoiseSchedule):
     ) -> Float[Tensor, "batch *shape"]:
         """The x_0 that, with this noise, makes x_t: `q_sample` solved for it.
 
-        Raises ValueError where t leaves [0, T).
+        Args:
+            x: x_t.
+            t: an index for each of the batch, 0 to T − 1.
+            noise: ε, or a model's prediction of it.
+        Raises:
+            ValueError: t outside [0, T).
         """
         rest = x - extract(self.sqrt_one_minus_alphas_cumprod, t, x.shape) * noise
         return rest / extract(self.sqrt_alphas_cumprod, t, x.shape)
@@ -296,7 +310,14 @@ class ForwardProcess(NoiseSchedule):
     ) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *ones"]]:
         """Mean and variance of q(x_{t−1}|x_t, x_0) ({eq}`eq-diffusion-posterior`).
 
-        Raises ValueError where t leaves [0, T).
+        Args:
+            x_start: x_0.
+            x: x_t.
+            t: an index for each of the batch, 0 to T − 1; at 0 the variance is 0.
+        Returns:
+            The mean, and a variance for each of the batch, `(B, 1, 1, ...)`.
+        Raises:
+            ValueError: t outside [0, T).
         """
         # Without 1 − ᾱ of float32 numbers near 1, which would have lost its digits.
         noise = self.sqrt_one_minus_alphas_cumprod.square()
@@ -317,7 +338,12 @@ def predict_noise(
 ) -> Float[Tensor, "batch *shape"]:
     """A model's answer, in the precision of x_t.
 
-    Raises ValueError where it has another shape than x_t.
+    Args:
+        model: predicts the noise in x_t.
+        x: x_t.
+        t: an index for each of the batch, 0 to T − 1.
+    Raises:
+        ValueError: an answer of another shape than x_t.
     """
     noise = model(x, t)
     if noise.shape != x.shape:
@@ -328,7 +354,15 @@ def predict_noise(
 
 
 def call_back(callback: Callback | None, t_index: int, x: Float[Tensor, "..."]) -> None:
-    """Tell whoever listens of a step. Raises RuntimeError, naming the step, where that fails."""
+    """Tell whoever listens of a step.
+
+    Args:
+        callback: who listens, called with the two others; nobody where None.
+        t_index: index that the step came from, 0 for the last.
+        x: what came of it.
+    Raises:
+        RuntimeError: the callback failed; the message names the step.
+    """
     try:
         if callback is not None:
             callback(t_index, x)
@@ -347,7 +381,12 @@ class ReverseProcess(ForwardProcess):
     ) -> Float[Tensor, "batch *shape"]:
         """Mean of p(x_{t−1}|x_t) under the model ({eq}`eq-diffusion-noise-mean`).
 
-        Raises ValueError where t leaves [0, T), or where a prediction has another shape.
+        Args:
+            model: predicts the noise in x_t.
+            x: x_t.
+            t: an index for each of the batch, 0 to T − 1.
+        Raises:
+            ValueError: t outside [0, T), or a prediction of another shape.
         """
         share = extract(self.betas / self.sqrt_one_minus_alphas_cumprod, t, x.shape)
         noise = predict_noise(model, x, t)
@@ -418,7 +457,11 @@ class VariationalBound(ReverseProcess):
     """Both chains, and what an image costs by the bound."""
 
     def prior_kl(self, x_start: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch"]:
-        """KL(q(x_T|x_0) ‖ N(0, I)) in nats an image ({eq}`eq-diffusion-prior-kl`)."""
+        """KL(q(x_T|x_0) ‖ N(0, I)) in nats an image ({eq}`eq-diffusion-prior-kl`).
+
+        Args:
+            x_start: x_0.
+        """
         left = self.alphas_cumprod[-1]
         return 0.5 * (left * (x_start.square() - 1) - torch.log1p(-left)).flatten(1).sum(1)
 
@@ -467,6 +510,12 @@ class VariationalBound(ReverseProcess):
     ) -> Float[Tensor, "batch"]:
         """The negative bound in nats an image ({eq}`eq-diffusion-bound`), one draw a term:
         T calls of the model.
+
+        Args:
+            model: predicts the noise in x_t.
+            x_start: x_0, images of 256 levels on [−1, 1].
+        Raises:
+            ValueError: a prediction of another shape.
         """
         total = self.prior_kl(x_start)
         for index in range(self.timesteps):

@@ -69,7 +69,14 @@ class GaussianMixtureNoise(nn.Module):
         x: Float[Tensor, "batch *shape"],
         t: Int64[Tensor, "batch"],
     ) -> Float[Tensor, "batch"]:
-        """log q(x_t), in nats."""
+        """log q(x_t), in nats.
+
+        Args:
+            x: x_t.
+            t: an index for each of the batch, 0 to T − 1.
+        Raises:
+            ValueError: t outside [0, T).
+        """
         return self._parts(x, t)[2].logsumexp(1)
 
     def forward(
@@ -77,7 +84,14 @@ class GaussianMixtureNoise(nn.Module):
         x: Float[Tensor, "batch *shape"],
         t: Int64[Tensor, "batch"],
     ) -> Float[Tensor, "batch *shape"]:
-        """The mean of the noise in x_t, given x_t."""
+        """The mean of the noise in x_t, given x_t.
+
+        Args:
+            x: x_t.
+            t: an index for each of the batch, 0 to T − 1.
+        Raises:
+            ValueError: t outside [0, T).
+        """
         off, variance, log_joint = self._parts(x, t)
         share = log_joint.softmax(1).reshape(*log_joint.shape, *(1,) * (x.ndim - 1))
         scale = extract(self.diffusion.sqrt_one_minus_alphas_cumprod, t, x.shape)
@@ -87,6 +101,10 @@ class GaussianMixtureNoise(nn.Module):
         self,
         n: int,
     ) -> Float[Tensor, "n *shape"]:
-        """Draws of the data x_0 itself."""
+        """Draws of the data x_0 itself.
+
+        Args:
+            n: draws.
+        """
         which = torch.multinomial(self.log_weights.exp(), n, replacement=True)
         return self.means[which] + self.stds[which] * torch.randn_like(self.means[which])

@@ -224,9 +224,12 @@ def kept(
 ) -> tuple[list[int], dict[str, Float[Tensor, "images steps"]]]:
     """What of each image returned from each step, 1 where all of it and 0 where nothing.
 
+    Args:
+        recipe: which names the steps t′.
+        found: what `make` measured, by name.
     Returns:
-        the steps t′, 0 first, and by name: "digit", whether the judge reads the same
-        digit, above chance ({eq}`eq-sampling-kappa`); "image", whether what returned is
+        The steps t′, 0 first, and what returned by its name. "digit" is whether the judge reads
+        the same digit, above chance ({eq}`eq-sampling-kappa`); "image", whether what returned is
         nearer to its original than to any training image ({eq}`eq-probes-nearer`);
         "colour", whether its mean colour is nearer to its original's than to another's,
         above chance ({eq}`eq-probes-colour`).
@@ -385,6 +388,10 @@ def _parts(of):
 def make(recipe: ProbesRecipe, job: Job, splits: Splits) -> Made:
     """Measure all that a recipe names, and keep its pictures in `samples/`.
 
+    Args:
+        recipe: which names the records, and what is measured on them.
+        job: where and how; of a measurement that was stopped what is done is kept.
+        splits: the recipe's data, of which all three parts are looked at.
     Raises:
         ValueError: a record that isn't there, or a checkpoint of other settings.
     """
@@ -469,7 +476,15 @@ def _best_probes(recipe, found):
 def figures(
     recipe: ProbesRecipe, found: dict[str, Tensor], splits: Splits | None = None
 ) -> dict[str, dict]:
-    """The figures of a record from what was measured, kept in `features.safetensors`."""
+    """The figures of a record from what was measured, kept in `features.safetensors`.
+
+    Args:
+        recipe: of the measurement.
+        found: what `make` measured, by name.
+        splits: not opened, and may be None.
+    Returns:
+        The metrics of a record, by name.
+    """
     found = {name: value.float() for name, value in found.items()}
     metrics = _distances(recipe, found)
     if recipe.noised_at:

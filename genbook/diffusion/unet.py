@@ -21,7 +21,13 @@ def sinusoidal_embedding(
 ) -> Float[Tensor, "batch dim"]:
     """Sines and cosines of t at frequencies from 1 to 1/10,000 ({eq}`eq-unet-embedding`).
 
-    Raises ValueError where `dim` is odd or below 4.
+    Args:
+        t: index of the step of each image.
+        dim: sines and cosines together: even, at least 4.
+    Returns:
+        For each step the sines, then the cosines.
+    Raises:
+        ValueError: dim odd or below 4.
     Source: after Vaswani et al. (2017), section 3.5, with the frequencies of Ho et al.'s
     code (2020).
     """
@@ -53,7 +59,11 @@ class ConvBlock(nn.Module):
         self,
         x: Float[Tensor, "batch n_in h w"],
     ) -> Float[Tensor, "batch n_out h w"]:
-        """The features after the activation."""
+        """The features after the activation.
+
+        Args:
+            x: features.
+        """
         h = self.conv(x)
         return F.silu(self.norm(h.to(self.norm.weight.dtype))).to(h.dtype)
 
@@ -86,7 +96,13 @@ class ResBlock(nn.Module):
         x: Float[Tensor, "batch n_in h w"],
         time: Float[Tensor, "batch time_dim"] | None = None,
     ) -> Float[Tensor, "batch n_out h w"]:
-        """The block's features, by the features before and the step."""
+        """The block's features, by the features before and the step.
+
+        Args:
+            x: features.
+            time: the embedded step of each image; not looked at where the block isn't told the
+                step.
+        """
         h = self.first(x)  # (B, n_out, h, w)
         if self.time is not None:
             h = h + self.time(F.silu(time))[:, :, None, None]
@@ -112,7 +128,11 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "batch channels h w"],
     ) -> Float[Tensor, "batch channels h w"]:
-        """The features, each pixel's with what it took from the others added."""
+        """The features, each pixel's with what it took from the others added.
+
+        Args:
+            x: features.
+        """
         pixels = self.norm(x).flatten(2).transpose(1, 2)  # (B, n, channels)
         qkv = self.to_qkv(pixels).unflatten(2, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, n, d)
@@ -145,7 +165,11 @@ class LinearAttention(nn.Module):
         self,
         x: Float[Tensor, "batch channels h w"],
     ) -> Float[Tensor, "batch channels h w"]:
-        """The features, each pixel's with its mixture of averages added."""
+        """The features, each pixel's with its mixture of averages added.
+
+        Args:
+            x: features.
+        """
         pixels = self.norm(x).flatten(2).transpose(1, 2)  # (B, n, channels)
         q = self.to_q(pixels).unflatten(2, self.split).softmax(3).flatten(2)
         k = self.to_k(pixels).softmax(1)  # as q, (B, n, heads · d)
@@ -183,7 +207,12 @@ class Stage(nn.Module):
         x: Float[Tensor, "batch n_in h w"],
         time: Float[Tensor, "batch time_dim"],
     ) -> Float[Tensor, "batch n_out h w"]:
-        """The stage's features."""
+        """The stage's features.
+
+        Args:
+            x: features.
+            time: the embedded step of each image.
+        """
         return self.attention(self.second(self.first(x, time), time))
 
 
@@ -211,7 +240,12 @@ class Middle(nn.Module):
         x: Float[Tensor, "batch channels h w"],
         time: Float[Tensor, "batch time_dim"],
     ) -> Float[Tensor, "batch channels h w"]:
-        """The features at the smallest size."""
+        """The features at the smallest size.
+
+        Args:
+            x: features.
+            time: the embedded step of each image.
+        """
         return self.second(self.attention(self.first(x, time)), time)
 
 # %% ../../nbs/diffusion/unet.ipynb #4966d566
@@ -319,7 +353,11 @@ class UNet(UNetLayers):
 
 # %% ../../nbs/diffusion/unet.ipynb #cdcfd5af
 def layers(unet: UNet) -> dict[str, nn.Module]:
-    """The parts of a U-Net whose outputs are looked at, in their order, by name."""
+    """The parts of a U-Net whose outputs are looked at, in their order, by name.
+
+    Args:
+        unet: whose own parts these are, not copies.
+    """
     downs = {f"down {i}": part for i, part in enumerate(unet.downs, start=1)}
     ups = {f"up {i}": part for i, part in enumerate(unet.ups, start=1)}
     return {**downs, "middle": unet.middle, **ups, "last": unet.last}

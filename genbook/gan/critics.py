@@ -103,7 +103,11 @@ def raw_scores(
 ) -> Float[Tensor, "batch"]:
     """One score for each sample; float32 at the least.
 
-    Raises ValueError where the critic gives another number of scores.
+    Args:
+        critic: gives one number for each sample, `(B,)` or with further axes of length 1.
+        x: samples.
+    Raises:
+        ValueError: another number of scores than of samples.
     """
     score = critic(x)
     if score.ndim == 0 or len(score) != len(x) or score.numel() != len(x):
@@ -320,7 +324,11 @@ OBJECTIVES = ("hellinger", "wasserstein")
 
 
 def check_objective(objective: str) -> None:
-    """A ValueError that names the objectives, where this is none of them."""
+    """A ValueError that names the objectives, where this is none of them.
+
+    Args:
+        objective: what should be one of `OBJECTIVES`.
+    """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {OBJECTIVES}, got {objective!r}")
 
@@ -354,7 +362,11 @@ def critic_loss(
 
 # %% ../../nbs/gan/critics.ipynb #26fb8196
 def make_critic(hidden: int = 256) -> nn.Sequential:
-    """The course's critic, points `(B, 2)` → `(B, 1)`: three hidden layers, LeakyReLU 0.01."""
+    """The course's critic, points `(B, 2)` → `(B, 1)`: three hidden layers, LeakyReLU 0.01.
+
+    Args:
+        hidden: units of each hidden layer.
+    """
     widths = (2, hidden, hidden, hidden)
     layers = []
     for n_in, n_out in zip(widths, widths[1:]):

@@ -77,6 +77,8 @@ class MLPGenerator(nn.Sequential):
     ) -> Float[Tensor, "batch c h w"]:
         """The images of latents.
 
+        Args:
+            z: latents, as `GAN.draw` gives them.
         Raises:
             ValueError: another shape.
         """
@@ -110,6 +112,8 @@ class MLPDiscriminator(nn.Sequential):
     ) -> Float[Tensor, "batch"]:
         """The logits of images in [−1, 1].
 
+        Args:
+            x: images of the shape that it was made for.
         Raises:
             ValueError: another shape.
         """
@@ -143,6 +147,8 @@ class GAN(nn.Module):
     ) -> Float[Tensor, "n latent"]:
         """`n` draws of the prior N(0, I), on the model's device.
 
+        Args:
+            n: draws.
         Raises:
             ValueError: n below 1.
         """
@@ -155,6 +161,8 @@ class GAN(nn.Module):
     ) -> Float[Tensor, "n c h w"]:
         """Images of `n` draws of the prior, in [−1, 1].
 
+        Args:
+            n: images.
         Raises:
             ValueError: n below 1.
         """
@@ -165,7 +173,15 @@ def discriminator_objective(
     model: GAN,
     batch: UInt8[Tensor, "batch c h w"],
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Minus the value of the game in nats, on real images and fakes ({eq}`eq-gan-value`)."""
+    """Minus the value of the game in nats, on real images and fakes ({eq}`eq-gan-value`).
+
+    Args:
+        model: both players; the generator gets no gradient.
+        batch: real images, levels from 0 to 255.
+    Returns:
+        What is minimised, and by name the mean probability given to real images and to fakes,
+        "d_real" and "d_fake".
+    """
     real = scale_pixels(batch)
     with torch.no_grad():
         fake = model.generator(model.draw(len(real))).to(real.dtype)
@@ -187,6 +203,14 @@ def generator_objective(
 
     −E log D(fake), or with `saturating` E log(1 − D(fake)), the game's own, in nats
     ({eq}`eq-gan-push`).
+
+    Args:
+        model: both players.
+        batch: real images, of which only the number counts.
+        saturating: the game's own objective, whose gradient vanishes where the discriminator is
+            sure of the fakes.
+    Returns:
+        What is minimised; nothing else is told of it.
     """
     on_fake = model.discriminator(model.generator(model.draw(len(batch)))).float()
     if saturating:
@@ -214,7 +238,11 @@ class DigitClassifier(nn.Sequential):
         self,
         x: Float[Tensor, "batch c h w"],
     ) -> Float[Tensor, "batch 128"]:
-        """What the last hidden layer says of images in [−1, 1]."""
+        """What the last hidden layer says of images in [−1, 1].
+
+        Args:
+            x: grey images of the side that it was made for.
+        """
         for layer in list(self)[:-1]:
             x = layer(x)
         return x
@@ -224,7 +252,14 @@ def classification(
     model: DigitClassifier,
     batch: tuple[UInt8[Tensor, "batch c h w"], Integer[Tensor, "batch"]],
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Cross-entropy of the labels of images, in nats."""
+    """Cross-entropy of the labels of images, in nats.
+
+    Args:
+        model: that learns.
+        batch: images, levels from 0 to 255, and their labels.
+    Returns:
+        What is minimised; nothing else is told of it.
+    """
     images, labels = batch
     return F.cross_entropy(model(scale_pixels(images)).float(), labels), {}
 
@@ -237,7 +272,18 @@ def train_classifier(
     precision: str = "bf16",
     classes: Count = 10,
 ) -> DigitClassifier:
-    """A classifier of digits, or of other classes, trained for some epochs on levels from 0 to 255."""
+    """A classifier of digits, or of other classes, trained for some epochs on levels from 0 to 255.
+
+    Args:
+        images: grey and square.
+        labels: of the images, 0 to classes − 1.
+        seed: of the weights and of the order of the images.
+        epochs: passes over the images.
+        precision: "bf16" for products in bfloat16, or "fp32".
+        classes: how many scores the network gives an image.
+    Returns:
+        The classifier, on the CPU.
+    """
     with own_randomness(seed):
         model = DigitClassifier(images.shape[-1], classes)
     result = fit(
@@ -259,7 +305,16 @@ def train_classifier(
 def build_classifier(
     folder: str | Path,
 ) -> DigitClassifier:
-    """The classifier that a run keeps beside its model."""
+    """The classifier that a run keeps beside its model.
+
+    Args:
+        folder: of the run, which has a file `classifier.safetensors`.
+    Returns:
+        The classifier, on the CPU, ready for inference; it takes images of the side and the classes
+        that its weights have.
+    Raises:
+        ValueError: a file that can't be read.
+    """
     weights = runs.load_weights(Path(folder) / "classifier.safetensors")
     side = 4 * math.isqrt(weights["5.weight"].shape[1] // 64)  # or up to three pixels less
     classifier = DigitClassifier(side, len(weights["7.weight"]))
@@ -319,7 +374,12 @@ class Played(NamedTuple):
 
 
 def load_played(recipe: GANRecipe, weights: Path) -> Played:
-    """The pair with its recorded weights, and the classifier beside it where there is one."""
+    """The pair with its recorded weights, and the classifier beside it where there is one.
+
+    Args:
+        recipe: of the run.
+        weights: the file of the pair's weights; a classifier lies beside it or doesn't.
+    """
     model = recipe.model()
     model.load_state_dict(runs.load_weights(weights))
     named = (weights.parent / "classifier.safetensors").is_file()
@@ -358,6 +418,13 @@ def final_metrics(
     """What a record says of its model: the discriminator's trust, the samples' classes where there are any.
 
     Standard errors are over images, and no error over seeds.
+
+    Args:
+        recipe: which says how many samples are looked at, and whose seed draws them.
+        played: what is kept of the game.
+        splits: the recipe's data, of which all three parts are looked at.
+    Returns:
+        The metrics of a record, by name.
     """
     model, classifier = played
     real = scale_pixels(as_levels(splits.test.images, splits.white))
@@ -397,7 +464,14 @@ def keep_samples(
     model: GAN,
     epoch: int,
 ) -> None:
-    """Keep pictures of the same 64 latents."""
+    """Keep pictures of the same 64 latents.
+
+    Args:
+        out: the run's folder; the picture goes to `samples/` in it.
+        recipe: whose seed draws the latents.
+        model: whose generator is asked.
+        epoch: passes done, for the name of the file.
+    """
     generator = torch.Generator().manual_seed(recipe.seed)
     z = torch.randn(64, recipe.latent, generator=generator)
     with torch.no_grad():
@@ -412,6 +486,12 @@ def keep_portrait(recipe: GANRecipe, played: Played, splits: Splits, out: Path) 
     `classes.csv` has a row for each class: its share of the labels of training images,
     and of the classifier's answers to test images and to samples; where images have labels.
     `samples/images.png` has test images.
+
+    Args:
+        recipe: which says how many samples are looked at, and whose seed draws them.
+        played: what is kept of the game.
+        splits: the recipe's data, of which all three parts are looked at.
+        out: the run's folder.
     """
     model, classifier = played
     test, labels = as_levels(splits.test.images, splits.white), splits["train+valid"].labels
@@ -438,7 +518,15 @@ def keep_portrait(recipe: GANRecipe, played: Played, splits: Splits, out: Path) 
 # %% ../../nbs/gan/minimax.ipynb #467af5d6
 #| code-fold: true
 def make(recipe: GANRecipe, job: Job, splits: Splits) -> Made | None:
-    """Train a recipe; before it a classifier of the classes, which is kept beside the model."""
+    """Train a recipe; before it a classifier of the classes, which is kept beside the model.
+
+    Args:
+        recipe: what to train.
+        job: where and how.
+        splits: the recipe's data; training and validation images together are learned from.
+    Returns:
+        The model, or None where Ctrl-C stopped it.
+    """
     images, labels = splits["train+valid"]
     images, classifier = as_levels(images, splits.white), None
     if labels is not None:
@@ -468,7 +556,13 @@ def make(recipe: GANRecipe, job: Job, splits: Splits) -> Made | None:
 
 
 def draw(recipe: GANRecipe, played: Played, n: Count) -> Float[Tensor, "n c h w"]:
-    """`n` images of a generator, in [0, 1]."""
+    """`n` images of a generator, in [0, 1].
+
+    Args:
+        recipe: of the game; nothing of it is needed.
+        played: what is kept of it.
+        n: images.
+    """
     return 0.5 * (played.model.sample(n) + 1)
 
 

@@ -42,7 +42,11 @@ class LeakyReLU(nn.Module):
         self,
         x: Float[Tensor, "*shape"],
     ) -> Float[Tensor, "*shape"]:
-        """The activation of each entry."""
+        """The activation of each entry.
+
+        Args:
+            x: of any shape.
+        """
         return _Leaky.apply(x, self.slope)
 
 # %% ../../nbs/gan/smooth-layers.ipynb #ab04cf46
@@ -142,7 +146,11 @@ class HalvingConv2d(nn.Conv2d):
         self,
         x: Float[Tensor, "batch n_in h w"],
     ) -> Float[Tensor, "batch n_out h//2 w//2"]:
-        """The convolution; in bfloat16 under autocast. Of an odd side the half is rounded down."""
+        """The convolution; in bfloat16 under autocast. Of an odd side the half is rounded down.
+
+        Args:
+            x: features.
+        """
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         assert self.bias is not None

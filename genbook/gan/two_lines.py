@@ -125,7 +125,11 @@ class CriticRecipe(Checked):
         return self.steps
 
     def objective(self, kind: str) -> Callable[..., Tensor]:
-        """What a critic minimises, a function of points of P and of Q and of the critic."""
+        """What a critic minimises, a function of points of P and of Q and of the critic.
+
+        Args:
+            kind: one of `OBJECTIVES`.
+        """
         return partial(critic_loss, kind, penalty_weight=self.penalty)
 
     def smoke(self) -> "CriticRecipe":
@@ -229,8 +233,15 @@ def train_critic(
 ) -> tuple[nn.Sequential, list[tuple[int, float]]]:
     """Train one critic, from the recipe's seed.
 
+    Args:
+        recipe: which says how.
+        objective: one of `OBJECTIVES`.
+        theta: where Q stands.
+        device: where.
     Returns:
-        The critic, and its curve: pairs of a step and the estimate after it.
+        The critic, and its curve, pairs of a step and the estimate after it.
+    Raises:
+        ValueError: an unknown objective.
     """
     with own_randomness(recipe.seed):
         critic = make_critic(recipe.hidden).to(device)
@@ -273,10 +284,18 @@ def measure(
 ) -> dict[str, Tensor]:
     """What a record keeps of every critic: all that its figures come from.
 
-    On a line a critic is a function of the height alone. So `p` and `q` are its scores at
-    1,001 heights from 0 to 1 of the lines of P and Q, `(1001,)`, and `across` the
-    derivative of the second by θ. With the Wasserstein distance also `slope`, `(samples,)`,
-    at places between fresh points of both lines. Raises ValueError for an unknown objective.
+    On a line a critic is a function of the height alone. So `p` and `q` are its scores at 1,001
+    heights from 0 to 1 of the lines of P and Q, `(1001,)`, and `across` the derivative of the
+    second by θ. With the Wasserstein distance also `slope`, `(samples,)`, at places between fresh
+    points of both lines.
+
+    Args:
+        objective: one of `OBJECTIVES`.
+        theta: where Q stands.
+        critic: a network of points `(B, 2)`, on the CPU.
+        samples: fresh points of P, and of Q, for the slope.
+    Raises:
+        ValueError: an unknown objective.
     """
     check_objective(objective)
     height = torch.linspace(0, 1, HEIGHTS)
@@ -348,6 +367,9 @@ def _critic(recipe: CriticRecipe, weights: Mapping[str, Tensor]) -> nn.Sequentia
 def load_critics(recipe: CriticRecipe, weights: Path) -> Critics:
     """The critics of a recorded run, those of each objective at a θ in `kept`.
 
+    Args:
+        recipe: of the run.
+        weights: the file that the run keeps.
     Raises:
         ValueError: a file that lacks some of them, or what was measured of any.
     """
@@ -360,7 +382,14 @@ def load_critics(recipe: CriticRecipe, weights: Path) -> Critics:
 # %% ../../nbs/gan/two-lines.ipynb #71237799
 #| code-fold: true
 def final_estimates(recipe: CriticRecipe, critics: Critics) -> list[dict[str, float]]:
-    """A row for each θ: what its critics estimate from `eval_samples` fresh points."""
+    """A row for each θ: what its critics estimate from `eval_samples` fresh points.
+
+    Args:
+        recipe: whose seed draws the points.
+        critics: with what was measured on each.
+    Returns:
+        Rows with the key "theta" and those of `estimates`.
+    """
     with own_randomness(recipe.seed + 2):  # points no critic has seen
         x, y = (next(distribution1(0.0, recipe.eval_samples))[:, 1] for _ in range(2))
     rows = []
@@ -379,7 +408,15 @@ def final_metrics(
     critics: Critics,
     splits: None = None,
 ) -> dict[str, dict]:
-    """What a record says of its critics: the worst of their estimates."""
+    """What a record says of its critics: the worst of their estimates.
+
+    Args:
+        recipe: of the critics.
+        critics: with what was measured on each.
+        splits: not looked at: this family has no data set.
+    Returns:
+        The metrics of a record, by name; there are none of an objective that the recipe lacks.
+    """
     rows = final_estimates(recipe, critics)
 
     def figure(value, row, se, unit, note):
@@ -409,7 +446,14 @@ def final_metrics(
 
 
 def keep_estimates(recipe: CriticRecipe, critics: Critics, splits: None, out: Path) -> None:
-    """Write `estimates.csv`, a row for each θ."""
+    """Write `estimates.csv`, a row for each θ.
+
+    Args:
+        recipe: of the critics.
+        critics: with what was measured on each.
+        splits: not looked at: this family has no data set.
+        out: the run's folder.
+    """
     runs.write_metrics(out / "estimates.csv", final_estimates(recipe, critics))
 
 # %% ../../nbs/gan/two-lines.ipynb #dc797201
@@ -418,7 +462,15 @@ def what_is_kept(
     recipe: CriticRecipe,
     weights: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """Weights of the critics at `recipe.kept`, in half precision, and measurements of all."""
+    """Weights of the critics at `recipe.kept`, in half precision, and measurements of all.
+
+    Args:
+        recipe: of the critics.
+        weights: of all critics, called "OBJECTIVE/THETA/" and then as the network calls them.
+    Returns:
+        The kept weights, called as they were, and of every critic what `measure` finds, called
+        "measured/OBJECTIVE/THETA/" and then as it says.
+    """
     state: dict[str, Tensor] = {}
     halved = {name: tensor.half() for name, tensor in weights.items()}
     for objective in recipe.objectives:
@@ -434,7 +486,15 @@ def what_is_kept(
 
 
 def make(recipe: CriticRecipe, job: Job, splits: None = None) -> Made:
-    """Train the critics of a recipe, going on with the first that was not finished."""
+    """Train the critics of a recipe, going on with the first that was not finished.
+
+    Args:
+        recipe: which critics to train, and how.
+        job: where and how.
+        splits: not looked at: this family has no data set.
+    Raises:
+        ValueError: a checkpoint of other settings.
+    """
     device = job.device or "cpu"
     settings = {key: str(value) for key, value in dataclasses.asdict(recipe).items()}
     trained = Measured(job, settings)

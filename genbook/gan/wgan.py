@@ -45,7 +45,13 @@ from ..viz import to_png
 
 # %% ../../nbs/gan/wgan.ipynb #fbbd729f
 def halvings(side: int) -> int:
-    """How often a side is halved until 4 pixels are left. ValueError where they never are."""
+    """How often a side is halved until 4 pixels are left.
+
+    Args:
+        side: in pixels, a power of two from 8 on.
+    Raises:
+        ValueError: another side.
+    """
     times = int(side).bit_length() - 3
     if times < 1 or side != 4 * 2**times:
         raise ValueError(f"side must be a power of two from 8 on, got {side}")
@@ -82,6 +88,8 @@ class Critic(nn.Module):
     ) -> Float[Tensor, "batch"]:
         """The scores of images in [−1, 1].
 
+        Args:
+            x: images of the shape that it was made for.
         Raises:
             ValueError: another shape.
         """
@@ -131,6 +139,8 @@ class Generator(nn.Module):
     ) -> Float[Tensor, "batch c h w"]:
         """The images of latents.
 
+        Args:
+            z: latents, as `WGAN.draw` gives them.
         Raises:
             ValueError: another shape.
         """
@@ -167,6 +177,8 @@ class WGAN(nn.Module):
     ) -> Float[Tensor, "n latent"]:
         """`n` draws of the prior N(0, I), on the model's device.
 
+        Args:
+            n: draws.
         Raises:
             ValueError: n below 1.
         """
@@ -179,6 +191,8 @@ class WGAN(nn.Module):
     ) -> Float[Tensor, "n c h w"]:
         """Images of `n` draws of the prior, in [−1, 1].
 
+        Args:
+            n: images, made 250 at a time.
         Raises:
             ValueError: n below 1.
         """
@@ -193,6 +207,13 @@ def critic_objective(
     """What the critic makes small: E f(fake) − E f(real) + λ · penalty.
 
     The first of {eq}`eq-wgan-objectives`.
+
+    Args:
+        model: both players; the generator gets no gradient.
+        batch: real images, levels from 0 to 255.
+        penalty_weight: λ.
+    Returns:
+        What is minimised, and by name the "wasserstein" distance and the "penalty", without λ.
     """
     real = scale_pixels(batch)
     with torch.no_grad():
@@ -210,6 +231,12 @@ def generator_objective(
     """What the generator makes small: −E f(fake), on as many fakes as the batch has.
 
     The second of {eq}`eq-wgan-objectives`.
+
+    Args:
+        model: both players.
+        batch: real images, of which only the number counts.
+    Returns:
+        What is minimised; nothing else is told of it.
     """
     fake = model.generator(model.draw(len(batch)))
     return -model.critic(fake).float().mean(), {}
@@ -225,6 +252,12 @@ def update_batch_statistics(
     """Set a generator's BatchNorm statistics to those of its weights as they are.
 
     Averaged weights never saw a batch: the running statistics are those of other weights.
+
+    Args:
+        generator: whose statistics are set in place.
+        draw: gives so many latents.
+        batches: that the statistics are the plain average of.
+        batch_size: latents in each.
     """
     norms = [part for part in generator.modules() if isinstance(part, nn.BatchNorm2d)]
     momenta, training_mode = [norm.momentum for norm in norms], generator.training
@@ -303,7 +336,12 @@ def scores(
     critic: nn.Module,
     x: Float[Tensor, "n c h w"],
 ) -> Float[Tensor, "n"]:
-    """The critic's scores of many images in [−1, 1], on the CPU."""
+    """The critic's scores of many images in [−1, 1], on the CPU.
+
+    Args:
+        critic: gives one number for each image.
+        x: images, on any device.
+    """
     device = next(critic.parameters()).device
     return torch.cat([critic(some.to(device)).float().cpu() for some in x.split(250)])
 
@@ -312,7 +350,12 @@ def slopes(
     critic: nn.Module,
     x: Float[Tensor, "n c h w"],
 ) -> Float[Tensor, "n"]:
-    """Norm of the critic's gradient at each of many images in [−1, 1], on the CPU."""
+    """Norm of the critic's gradient at each of many images in [−1, 1], on the CPU.
+
+    Args:
+        critic: gives one number for each image.
+        x: images, on any device.
+    """
     device = next(critic.parameters()).device
     parts = [slopes_and_scores(critic, some.to(device))[0] for some in x.split(250)]
     return torch.cat(parts).cpu()
@@ -328,6 +371,13 @@ def final_metrics(
 
     Of averaged weights, in float32. Standard errors are over images, and no error over
     seeds.
+
+    Args:
+        recipe: whose seed draws the samples.
+        model: trained.
+        splits: its data, of which all three parts are looked at.
+    Returns:
+        The metrics of a record, by name.
     """
     images = {split: splits[split].images for split in ("train", "valid", "test")}
     with own_randomness(recipe.seed):
@@ -386,6 +436,13 @@ def keep_samples(
     """Keep pictures of the same 64 latents, by the weights as they are and the averaged.
 
     Of copies: to look at a generator sets its statistics (see `update_batch_statistics`).
+
+    Args:
+        out: the run's folder; pictures go to `samples/` in it.
+        recipe: whose seed draws the latents.
+        step: steps done, for the names of the files.
+        trained: the model with its weights as they are.
+        averaged: the model with the averages of its weights.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     z = torch.randn(64, recipe.latent, generator=generator)
@@ -411,6 +468,12 @@ def keep_portrait(
     `portrait.csv` has scores and roughness of 1,000 images each of the training set, the
     test set and the generator. `samples/images.png` has test images, and
     `samples/neighbours.png` samples, and below each the two nearest training images.
+
+    Args:
+        recipe: whose seed draws the samples.
+        model: trained.
+        splits: its data; training and test images are looked at.
+        out: the run's folder.
     """
     train, test = splits.train.images, splits.test.images
     with own_randomness(recipe.seed):
@@ -434,7 +497,16 @@ def keep_portrait(
 # %% ../../nbs/gan/wgan.ipynb #aa87cf34
 #| code-fold: true
 def make(recipe: WGANRecipe, job: Job, splits: Splits) -> Made | None:
-    """Train a recipe; a step is a step of the critic, on one batch of images."""
+    """Train a recipe; a step is a step of the critic, on one batch of images.
+
+    Args:
+        recipe: what to train.
+        job: where and how.
+        splits: the recipe's data; the training part is learned from and the validation part
+            watched.
+    Returns:
+        The model, or None where Ctrl-C stopped it.
+    """
     images, valid = splits.train.images, splits.valid.images
     model = recipe.model()
     last = recipe.epochs * (len(images) // recipe.batch_size)
@@ -473,7 +545,13 @@ def make(recipe: WGANRecipe, job: Job, splits: Splits) -> Made | None:
 
 
 def draw(recipe: WGANRecipe, model: WGAN, n: Count) -> Float[Tensor, "n c h w"]:
-    """`n` images of a generator, in [0, 1]."""
+    """`n` images of a generator, in [0, 1].
+
+    Args:
+        recipe: of the model; nothing of it is needed.
+        model: trained.
+        n: images.
+    """
     return show_pixels(model.sample(n))
 
 

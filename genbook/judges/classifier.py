@@ -72,6 +72,8 @@ class Classifier(nn.Module):
     ) -> Float[Tensor, "batch features"]:
         """What the last hidden layer says of images in [−1, 1].
 
+        Args:
+            x: images in [−1, 1].
         Raises:
             ValueError: another shape.
         """
@@ -83,7 +85,13 @@ class Classifier(nn.Module):
         self,
         x: Float[Tensor, "batch 3 32 32"],
     ) -> Float[Tensor, "batch 10"]:
-        """The scores of the classes for images in [−1, 1]."""
+        """The scores of the classes for images in [−1, 1].
+
+        Args:
+            x: images in [−1, 1].
+        Raises:
+            ValueError: another shape.
+        """
         return self.last(self.features(x))
 
 # %% ../../nbs/judges/classifier.ipynb #37cf66f9
@@ -93,6 +101,11 @@ def shifted(
 ) -> Float[Tensor, "batch c h w"]:
     """Each image moved by up to `by` pixels each way; mirrored pixels fill the edge.
 
+    Args:
+        x: images on any scale.
+        by: in pixels, from 0 to the side less one.
+    Returns:
+        As many images, each moved down and across by whole pixels of its own.
     Raises:
         ValueError: a negative `by`, or one that reaches the side.
     """
@@ -111,7 +124,14 @@ def objective(
     model: Classifier,
     batch: "tuple[UInt8[Tensor, 'batch 3 32 32'], Int[Tensor, 'batch']]",
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Mean −log p of the labels in nats, on shifted images ({eq}`eq-classifier-proper`)."""
+    """Mean −log p of the labels in nats, on shifted images ({eq}`eq-classifier-proper`).
+
+    Args:
+        model: that learns.
+        batch: images, levels from 0 to 255, and their labels.
+    Returns:
+        What is minimised, and by name the share named right, "accuracy".
+    """
     images, labels = batch
     scores = model(shifted(scale_pixels(images))).float()
     right = (scores.argmax(1) == labels).float().mean()
@@ -123,7 +143,12 @@ def class_probabilities(
     classifier: nn.Module,
     x: Float[Tensor, "n c h w"],
 ) -> Float[Tensor, "n classes"]:
-    """The probability of each class for each of many images in [−1, 1], on the CPU."""
+    """The probability of each class for each of many images in [−1, 1], on the CPU.
+
+    Args:
+        classifier: gives scores of the classes for a batch of images.
+        x: images, on any device.
+    """
     device = next(classifier.parameters()).device
     found = [classifier(some.to(device)).float().softmax(1).cpu() for some in x.split(500)]
     return torch.cat(found)
@@ -134,7 +159,12 @@ def class_features(
     classifier: nn.Module,
     x: Float[Tensor, "n c h w"],
 ) -> Float[Tensor, "n features"]:
-    """What a classifier's last hidden layer says of many images in [−1, 1], on the CPU."""
+    """What a classifier's last hidden layer says of many images in [−1, 1], on the CPU.
+
+    Args:
+        classifier: with a method `features` of a batch of images.
+        x: images, on any device.
+    """
     device = next(classifier.parameters()).device
     found = [classifier.features(some.to(device)).float().cpu() for some in x.split(500)]
     return torch.cat(found)
@@ -183,7 +213,14 @@ def calibration(
 ) -> float:
     """Mean distance of confidence and share of right answers, over bins of confidence.
 
-    Each bin of the same width counts with its share of the images. `right` is 1 or 0.
+    Each bin of the same width counts with its share of the images.
+
+    Args:
+        confidence: probability of the most probable class, an image each.
+        right: 1 where that class is the label, else 0.
+        bins: number of bins between 0 and 1.
+    Raises:
+        ValueError: numbers outside of [0, 1].
     """
     bin_of = (confidence * bins).long().clamp(max=bins - 1)
     sums = torch.zeros(bins, dtype=torch.float64)
@@ -199,6 +236,13 @@ def final_metrics(
     """What a record says of its model: accuracy, −log p of the labels, calibration.
 
     In float32; standard errors are over images, and no error over seeds.
+
+    Args:
+        recipe: of the model; nothing of it is needed.
+        model: trained.
+        splits: its data, with labels; validation and test images are looked at.
+    Returns:
+        The metrics of a record, by name.
     """
     metrics = {}
     for split in ("valid", "test"):
@@ -232,6 +276,12 @@ def keep_portrait(
 
     `answers.csv` has label, answer and confidence for each test image, and
     `samples/mistakes.png` the first 32 that it gets wrong.
+
+    Args:
+        recipe: of the model; nothing of it is needed.
+        model: trained.
+        splits: its data, with labels; test images are looked at.
+        out: the run's folder.
     """
     images, labels = splits.test
     confidence, answers = class_probabilities(model, scale_pixels(images)).max(1)
@@ -248,7 +298,14 @@ def make(
     job: Job,
     splits: Splits,
 ) -> Made | None:
-    """Train a recipe; None where Ctrl-C stopped it."""
+    """Train a recipe; None where Ctrl-C stopped it.
+
+    Args:
+        recipe: what to train.
+        job: where and how.
+        splits: the recipe's data, with labels; the training part is learned from and the validation
+            part watched.
+    """
     valid = splits.valid
 
     def look(model, epoch):

@@ -59,7 +59,14 @@ def blurred(
     images: UInt8[Tensor, "n c h w"],
     times: int,
 ) -> UInt8[Tensor, "n c h w"]:
-    """Images after so many means over 3 × 3 pixels, mirrored at the edge."""
+    """Images after so many means over 3 × 3 pixels, mirrored at the edge.
+
+    Args:
+        images: levels from 0 to 255.
+        times: how many means; 0 changes nothing.
+    Returns:
+        Levels again, rounded once at the end.
+    """
     x = images.float()
     for _ in range(times):
         x = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
@@ -111,7 +118,12 @@ def without(
 
 
 def repeated(n: int, different: int) -> Int64[Tensor, "n"]:
-    """The first few of n images again and again: for each place a row."""
+    """The first few of n images again and again: for each place a row.
+
+    Args:
+        n: places.
+        different: how many images fill them.
+    """
     return torch.arange(n) % different
 
 # %% ../../nbs/judges/examination.ipynb #d0b78d65
@@ -122,6 +134,11 @@ def principal_axes(
     """A map to the first k principal axes of a sample, of unit variance on average
     ({eq}`eq-examination-axes`).
 
+    Args:
+        x: a sample, a row each.
+        k: axes, at least 1.
+    Returns:
+        The map, which takes rows of as many features and centres them by the sample's mean.
     Raises:
         ValueError: more axes than features, or not fewer than rows.
     """
@@ -151,6 +168,11 @@ def laplacian_pyramid(
 ) -> list[Float[Tensor, "n c _h _w"]]:
     """What is seen of images at each size, from the finest ({eq}`eq-examination-pyramid`).
 
+    Args:
+        x: images on any scale, with sides that can be halved levels − 1 times.
+        levels: sizes, at least 1.
+    Returns:
+        The detail of each size but the last, which is the smallest image itself.
     Raises:
         ValueError: levels below 1, or sides that can't be halved so often.
     Source: Burt and Adelson (1983).
@@ -175,7 +197,15 @@ def directions(
     d: int,
     seed: int = 0,
 ) -> Float[Tensor, "count d"]:
-    """Directions in d dimensions, drawn evenly from the unit sphere."""
+    """Directions in d dimensions, drawn evenly from the unit sphere.
+
+    Args:
+        count: directions.
+        d: dimensions.
+        seed: of the draws.
+    Returns:
+        Vectors of length 1, a direction a row.
+    """
     drawn = torch.randn(count, d, generator=torch.Generator().manual_seed(seed))
     return F.normalize(drawn, dim=1)
 
@@ -186,6 +216,8 @@ def line_distance(
 ) -> float:
     """Mean over columns of the Wasserstein distance on a line ({eq}`eq-examination-sliced`).
 
+    Args:
+        x, y: samples of as many rows; each column is compared by itself.
     Raises:
         ValueError: samples of different shapes, or without numbers.
     """
@@ -225,7 +257,11 @@ def patch_features(
 def as_columns(
     x: Float[Tensor, "n features"],
 ) -> Float[Tensor, "patches columns"]:
-    """The features of `patch_features` with a row for each patch."""
+    """The features of `patch_features` with a row for each patch.
+
+    Args:
+        x: what `patch_features` gives, an image a row.
+    """
     return x.unflatten(1, (PATCHES, -1)).flatten(0, 1)
 
 # %% ../../nbs/judges/examination.ipynb #94767ef3
@@ -235,6 +271,10 @@ def spectrum_features(
     """Logarithms of the power of grey images in rings of spatial frequency
     ({eq}`eq-examination-spectrum`).
 
+    Args:
+        images: square, levels from 0 to 255; their channels are averaged.
+    Returns:
+        Of each image a number for each ring, of 1 to s // 2 periods an image.
     Raises:
         ValueError: images that aren't square.
     """
@@ -277,7 +317,11 @@ def line_halves(
 
 
 def distance_of(name: str) -> Callable[..., Halved]:
-    """The distance of a judge, of two sets of features, a number of halves and a seed."""
+    """The distance of a judge, of two sets of features, a number of halves and a seed.
+
+    Args:
+        name: "patches", "spectra", or a recorded run, which isn't opened.
+    """
     if name == "patches":
         return partial(line_halves, rows=as_columns)
     return line_halves if name == "spectra" else kernel_halves
@@ -367,6 +411,12 @@ def ladders(
 ) -> Ladders:
     """The rungs of all ladders, from test images chosen at random.
 
+    Args:
+        recipe: which says how many images, and names the rungs.
+        images: test images, levels from 0 to 255.
+        labels: their digits.
+    Returns:
+        All images of the examination.
     Raises:
         ValueError: too few test images.
     """
@@ -396,6 +446,11 @@ def measure(
 
     What an interrupted attempt saw is not looked at again.
 
+    Args:
+        recipe: which judges are asked, and on which ladders.
+        job: where and how.
+        splits: the recipe's data, with labels; test images are spoiled, and training images give
+            axes and scales.
     Raises:
         ValueError: a judge that isn't there, too few test images, or a checkpoint of other
             settings.
@@ -423,7 +478,14 @@ def pictures_of(
     recipe: ExaminationRecipe,
     asked: Ladders,
 ) -> dict[str, UInt8[Tensor, "rungs_8 c h w"]]:
-    """The first eight images of each rung, ladder by ladder, and untouched."""
+    """The first eight images of each rung, ladder by ladder, and untouched.
+
+    Args:
+        recipe: whose rungs these are.
+        asked: what `ladders` made of it.
+    Returns:
+        Levels by the name of the ladder, "honest" for those that are untouched.
+    """
     shown = {"honest": asked.pool[:8]}
     for ladder in ("blur", "noise"):
         rungs = range(1, len(getattr(recipe, ladder)) + 1)
@@ -440,7 +502,14 @@ def seen(
     ladder: str,
     rungs: int,
 ) -> list[Float[Tensor, "n d"]]:
-    """A judge's features of a ladder's rungs, the untouched images first."""
+    """A judge's features of a ladder's rungs, the untouched images first.
+
+    Args:
+        found: what `measure` keeps, by name.
+        name: of the judge.
+        ladder: one of `LADDERS`.
+        rungs: how many rungs it has; not needed for "classes" and "repeats", whose rows tell.
+    """
     pool, n = found[f"{name}.pool"].float(), len(found[f"{name}.known"])
     if f"rows.{ladder}" in found:
         spoiled = [pool[rows] for rows in found[f"rows.{ladder}"].long()]
@@ -459,6 +528,13 @@ def final_metrics(
     For each judge the distance of untouched images, "NAME_honest"; for each rung the
     distance, "NAME_LADDER_k", its rise and that interval's ends, "…_rise", "…_rise_low",
     "…_rise_high"; whether it passed, "NAME_LADDER_passed"; and how many ladders it passed.
+
+    Args:
+        recipe: of the examination.
+        found: what `measure` keeps, by name.
+        splits: not opened, and may be None.
+    Returns:
+        The metrics of a record, by name.
     """
     figures = {}
     put = partial(runs.metric, n=recipe.samples, split="test", tolerance=1e-4)

@@ -62,6 +62,8 @@ def frechet_distance(
     for two samples of one Gaussian by about {eq}`eq-quality-bias`: compare no values of
     different n or m.
 
+    Args:
+        x, y: features of the two samples, a sample a row.
     Raises:
         ValueError: fewer than 2 samples, features that differ in number or aren't finite.
     Source: Dowson and Landau (1982); for features, Heusel et al. (2017).
@@ -93,6 +95,8 @@ def kernel_distance(
     """Unbiased estimate of the squared maximum mean discrepancy of two distributions with
     the kernel (xᵀy/d + 1)³ ({eq}`eq-quality-kernel-estimate`); it can be negative.
 
+    Args:
+        x, y: features of the two samples, a sample a row.
     Raises:
         ValueError: fewer than 2 samples, features that differ in number or aren't finite.
     Source: Bińkowski et al. (2018); the estimator, Gretton et al. (2012).
@@ -148,6 +152,10 @@ def class_shares(
 ) -> Float[Tensor, "classes"]:
     """Share of the samples for which each class is the most probable one.
 
+    Args:
+        probabilities: of the classes, a sample a row.
+    Returns:
+        Shares in the order of the classes; they sum to 1.
     Raises:
         ValueError: fewer than 2 samples, or rows that aren't probabilities.
     """
@@ -247,7 +255,13 @@ def kernel_interval(
 ) -> tuple[float, float, float]:
     """`bootstrap` of the kernel distance, from `kernel_halves`, which takes the same arguments.
 
+    Args:
+        x, y: features of the two samples, a sample a row, at least 4 each.
+        resamples: pairs of halves, at least 20.
+        seed: of the draws.
     Returns:
         The value, and the lower and the upper end of the interval ({eq}`eq-quality-interval`).
+    Raises:
+        ValueError: as `kernel_halves`.
     """
     return interval_of(*kernel_halves(x, y, resamples, seed))

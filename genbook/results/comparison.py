@@ -79,7 +79,13 @@ class ComparisonRecipe(Checked):
         )  # fmt: skip
 
     def reference(self, name: str) -> str:
-        """The set of test images that a set is compared with."""
+        """The set of test images that a set is compared with.
+
+        Args:
+            name: one of `sets`.
+        Returns:
+            "test draws" for draws where the recipe has that set, else "test".
+        """
         drawn = name.endswith(" draws") and "test draws" in self.sets
         return "test draws" if drawn else "test"
 
@@ -136,6 +142,8 @@ def compared(
 ) -> dict[str, runs.Run]:
     """The recorded models of a recipe, by name.
 
+    Args:
+        recipe: which names them in its sets.
     Raises:
         ValueError: a run that isn't there, with the command that makes it; or whose images have
             another shape than the data.
@@ -157,13 +165,23 @@ def compared(
 
 # %% ../../nbs/results/comparison.ipynb #79ed8f8d
 def judge_weights(run: runs.Run) -> Path:
-    """The file of a judge's weights: the record's, or the classifier that a GAN's keeps."""
+    """The file of a judge's weights: the record's, or the classifier that a GAN's keeps.
+
+    Args:
+        run: of a classifier, or one that keeps a classifier beside its model.
+    """
     beside = run.path / "classifier.safetensors"
     return beside if beside.is_file() else run.weights
 
 
 def judge_of(run: runs.Run) -> nn.Module:
-    """The classifier of a record: its model, or the one that a GAN's record keeps."""
+    """The classifier of a record: its model, or the one that a GAN's record keeps.
+
+    Args:
+        run: of a classifier, or one that keeps a classifier beside its model.
+    Returns:
+        The classifier, on the CPU, ready for inference.
+    """
     if judge_weights(run) == run.weights:
         return family_of(run).build(run)[1]
     return build_classifier(run.path)
@@ -178,6 +196,10 @@ def chosen(
 ) -> dict[str, UInt8[Tensor, "n c h w"]]:
     """`n` images each at random: "train", "valid", "test", and "others" of the test set.
 
+    Args:
+        train, valid, test: all images of each part, levels from 0 to 255.
+        n: images in each set.
+        seed: of the choice.
     Raises:
         ValueError: fewer than n training, n validation or 2n test images.
     """
@@ -228,14 +250,27 @@ class Sets:
     real: Mapping[str, UInt8[Tensor, "_ c h w"]]  # chosen at random, as `chosen` names them
 
     def part(self, name: str, number: int) -> dict[str, Tensor]:
-        """A part of a model's images, and the seconds that it took."""
+        """A part of a model's images, and the seconds that it took.
+
+        Args:
+            name: of a set that a model makes: the recorded run, and perhaps a word that says how.
+            number: of the part, from 0; each has `PART` images, the last what is left.
+        Returns:
+            "levels" and "seconds", as `drawn` gives them.
+        """
         model, _, how = name.partition(" ")
         n = min(PART, self.recipe.samples - number * PART)
         with in_precision(self.recipe.precision):  # matrix products in bfloat16, perhaps
             return drawn(self.models[model], how, n, 1000 * self.recipe.seed + number)
 
     def photographs(self, name: str) -> UInt8[Tensor, "n c h w"]:
-        """A set of real images, as they are or in black and white."""
+        """A set of real images, as they are or in black and white.
+
+        Args:
+            name: one of `real`, with " draws" behind it for black and white.
+        Returns:
+            Levels from 0 to 255; in black and white 0 and 255 alone.
+        """
         levels = self.real[name.removesuffix(" draws")]
         if not name.endswith(" draws"):
             return levels
@@ -243,12 +278,28 @@ class Sets:
             return (255 * (black_and_white(scale_pixels(levels)) > 0)).to(torch.uint8)
 
     def memorised(self, levels: UInt8[Tensor, "n c h w"]) -> Tensor:
-        """The share of images nearer to training images than to test images."""
+        """The share of images nearer to training images than to test images.
+
+        Args:
+            levels: images, from 0 to 255.
+        Returns:
+            One number in [0, 1].
+        """
         train, test = self.levels["train"], self.levels["test"]
         return torch.tensor(memorisation(scale_pixels(levels), train, test, self.recipe.seed))
 
     def look(self, name: str, levels: UInt8[Tensor, "n c h w"], out: Path) -> dict[str, Tensor]:
-        """All that is measured of a set; forty of its images are kept in `out / "samples"`."""
+        """All that is measured of a set; forty of its images are kept in `out / "samples"`.
+
+        Args:
+            name: of the set.
+            levels: its images, from 0 to 255.
+            out: the run's folder.
+        Returns:
+            "features", "classes", "confidence" and "roughness" by name, an image a row, on the CPU;
+            the features of the other judges by theirs; and of a model's set the one number
+            "memorised".
+        """
         picture = to_png(levels[:40] / 255, ncols=10)
         runs.write_atomic(out / "samples" / f"{name.replace(' ', '-')}.png", picture)
         x = scale_pixels(levels)
@@ -275,6 +326,10 @@ def measure(
 
     What an interrupted attempt drew or measured is not drawn or measured again.
 
+    Args:
+        recipe: what is compared.
+        job: where and how.
+        splits: the recipe's data, of which all three parts are looked at.
     Raises:
         ValueError: a record that isn't there, fewer images than the recipe wants, or a
             checkpoint of other settings.
@@ -423,6 +478,13 @@ def final_metrics(
     interval; precision and recall; the entropy of the classes, and how sure the classifier
     is of them; the roughness and its distance; and for a model the memorised share, beside that of
     validation images, and the seconds for 1,000 images. No data set is opened.
+
+    Args:
+        recipe: of the comparison.
+        found: what `measure` keeps, by name.
+        splits: not opened, and may be None.
+    Returns:
+        The metrics of a record, by name.
     """
     figures = _Figures(recipe, found)
     for name in recipe.sets:

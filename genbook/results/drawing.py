@@ -24,7 +24,11 @@ from ..randomness import own_randomness
 def black_and_white(
     x: Float[Tensor, "n c h w"],
 ) -> Float[Tensor, "n c h w"]:
-    """Draws of −1 and 1 whose mean is the image, in [−1, 1]."""
+    """Draws of −1 and 1 whose mean is the image, in [−1, 1].
+
+    Args:
+        x: images; what leaves [−1, 1] counts as its end.
+    """
     return 2 * torch.bernoulli(show_pixels(x)) - 1
 
 # %% ../../nbs/results/drawing.ipynb #87d9c7ba

@@ -61,7 +61,13 @@ def rows(
 
 
 def markdown(table: list[dict[str, str]]) -> str:
-    """Rows as a Markdown table."""
+    """Rows as a Markdown table.
+
+    Args:
+        table: rows with the same keys, which become the head; as `rows` gives them.
+    Returns:
+        The table, or "No records yet." where there are no rows.
+    """
     if not table:
         return "No records yet."
     lines = ["| " + " | ".join(table[0]) + " |", "|" + "---|" * len(table[0])]
@@ -70,7 +76,11 @@ def markdown(table: list[dict[str, str]]) -> str:
 
 # %% ../../nbs/results/scoreboard.ipynb #9d4ff199
 def write_index(folder: str | Path) -> None:
-    """Write the list of the book's records: what has a headline and lies in a folder of runs."""
+    """Write the list of the book's records: what has a headline and lies in a folder of runs.
+
+    Args:
+        folder: of runs, each a folder with its `run.json`.
+    """
     folder = Path(folder)
     names = sorted(name for name in headlines() if (folder / name / "run.json").is_file())
     runs.write_atomic(folder / runs.INDEX, json.dumps(names, indent=0) + "\n")
@@ -81,6 +91,8 @@ def refresh(path: str | Path) -> bool:
 
     The marks are `<!-- scoreboard -->` and `<!-- /scoreboard -->`.
 
+    Args:
+        path: of a text in UTF-8.
     Returns:
         Whether the file changed.
     Raises:

@@ -54,8 +54,13 @@ def plain_flow(
 ) -> tuple[Weight, Weight]:
     """Speeds in the toy whose target is differentiated as well ({eq}`eq-collapse-plain-flow`).
 
-    Arguments and results are those of `stop_gradient_flow`, and dp/dt is the same; dw/dt has
-    the further term −w (a − c p), which flows back through the target.
+    dp/dt is that of `stop_gradient_flow`; dw/dt has the further term −w (a − c p), which flows back
+    through the target.
+
+    Args:
+        w, p, a, c, decay, rate: as in `stop_gradient_flow`.
+    Returns:
+        dw/dt and dp/dt.
     """
     dw, dp = stop_gradient_flow(w, p, a, c, decay, rate)
     return dw - w * (a - c * p), dp

@@ -66,7 +66,12 @@ def _live(conv: nn.Conv2d, part: slice) -> nn.Conv2d:
 
 # %% ../../nbs/selfsupervised/encoder.ipynb #d5e04b8c
 def projector(n_in: int, dim: int) -> nn.Sequential:
-    """Three layers, `(B, n_in)` → `(B, dim)`, the last without a ReLU after its BatchNorm."""
+    """Three layers, `(B, n_in)` → `(B, dim)`, the last without a ReLU after its BatchNorm.
+
+    Args:
+        n_in: features that come, and units of both hidden layers.
+        dim: outputs.
+    """
     return nn.Sequential(
         nn.Linear(n_in, n_in, bias=False),
         nn.BatchNorm1d(n_in),
@@ -80,7 +85,12 @@ def projector(n_in: int, dim: int) -> nn.Sequential:
 
 
 def predictor(dim: int, pred_dim: int) -> nn.Sequential:
-    """Two layers with a bottleneck, `(B, dim)` → `(B, pred_dim)` → `(B, dim)`."""
+    """Two layers with a bottleneck, `(B, dim)` → `(B, pred_dim)` → `(B, dim)`.
+
+    Args:
+        dim: outputs of the encoder, and as many of the predictor.
+        pred_dim: units of the bottleneck.
+    """
     return nn.Sequential(
         nn.Linear(dim, pred_dim, bias=False),
         nn.BatchNorm1d(pred_dim),
@@ -92,7 +102,12 @@ def predictor(dim: int, pred_dim: int) -> nn.Sequential:
 def check_views(
     model: nn.Module, x1: Float[Tensor, "batch c h w"], x2: Float[Tensor, "batch c h w"]
 ) -> None:
-    """Raise a ValueError for views of different shapes, or too few for BatchNorm."""
+    """Raise a ValueError for views of different shapes, or too few for BatchNorm.
+
+    Args:
+        model: which will see them; whether it is in training mode is asked of it.
+        x1, x2: two views of a batch of images.
+    """
     if x1.shape != x2.shape or x1.ndim != 4:
         raise ValueError(
             f"x1 and x2 must be images of one shape, (batch, 3, h, w), "

@@ -102,11 +102,17 @@ def measure(
 ) -> dict[str, Tensor]:
     """All that the figures of a record come from, of a trained model, in float32.
 
-    By name, where images have labels: the answers of neighbours (`answers_of`), and the labels of validation and test
-    images; how often the linear probe is right; and always: what `monitor` sees on test images; of a
-    batch of test images what `train_mode_outputs` sees, and `expectation` where there is a
-    predictor; and for a few test images the images learned from whose features point most
-    nearly the same way.
+    By name, where images have labels: the answers of neighbours (`answers_of`), and the labels of
+    validation and test images; how often the linear probe is right; and always: what `monitor` sees
+    on test images; of a batch of test images what `train_mode_outputs` sees, and `expectation`
+    where there is a predictor; and for a few test images the images learned from whose features
+    point most nearly the same way.
+
+    Args:
+        recipe: of the model.
+        model: whose `encoder` ends in a projector, `fc`; one with a `predictor` is asked about it
+            too.
+        splits: the recipe's data, with labels or without, of which all three parts are looked at.
     """
     (images, labels), fresh = learned_from(recipe, splits), splits.test.images
     known, kept_out, asked = (outputs(model, x) for x in (images, splits.valid.images, fresh))
@@ -154,6 +160,12 @@ def final_metrics(
     """What a record says of a representation, from what `measure` found.
 
     Standard errors, of shares and of the alignment, are over images; none is over seeds.
+
+    Args:
+        recipe: of the run.
+        found: what `measure` gives.
+    Returns:
+        The metrics of a record, by name.
     """
     metrics = {}
     for key, (split, kept, judge) in _NEIGHBOURS.items():
@@ -187,7 +199,15 @@ def figures(
     kept: nn.Module | dict[str, Tensor],
     splits: Splits,
 ) -> dict[str, dict]:
-    """The final metrics of a model, or of what was measured on one."""
+    """The final metrics of a model, or of what was measured on one.
+
+    Args:
+        recipe: of the run.
+        kept: a model, or what `measure` gives of one.
+        splits: the recipe's data; looked at for a model alone.
+    Returns:
+        The metrics of a record, by name.
+    """
     return final_metrics(recipe, kept if isinstance(kept, dict) else measure(recipe, kept, splits))
 
 # %% ../../nbs/selfsupervised/judging.ipynb #f538c188
@@ -202,6 +222,13 @@ def pretrain(
     Labels are read to judge alone, where there are any: after an epoch by the neighbours of
     validation images, at the end also by those of test images.
 
+    Args:
+        recipe: what to train.
+        job: where and how.
+        splits: the recipe's data, with labels or without.
+    Returns:
+        The model or, where the recipe keeps no weights, what was measured on it; None where Ctrl-C
+        stopped it.
     Raises:
         ValueError: fewer images than neighbours that vote, or labels of one class only.
     """
@@ -246,6 +273,12 @@ def portrait(
     `samples/neighbours.png` has test images, each before the seven images learned from whose
     features point most nearly the same way; and `samples/views.png`, of runs that keep
     their weights, the same images before seven of their views, which are alike for all.
+
+    Args:
+        recipe: of the run.
+        kept: the model or what is kept of it; not looked at.
+        splits: the recipe's data; test images and those learned from are looked at.
+        out: the run's folder, which has what `measure` found.
     """
     some = splits.test.images[:SHOWN]
     near = runs.load_weights(out / "features.safetensors")["neighbours"].long()

@@ -158,6 +158,15 @@ def views_of(
     """The projections of two views of each image, the same views for every model.
 
     They are drawn where the images lie: another kind of device draws other views.
+
+    Args:
+        model: whose `encoder` ends in a projector, `fc`.
+        images: as bytes.
+        augment: draws a view of each of a batch of images, in [0, 1].
+        halved: matrix products in bfloat16.
+        seed: of the views.
+    Returns:
+        On the model's device, a view each.
     """
     with own_randomness(seed):
         z1, z2 = (
@@ -172,6 +181,8 @@ def monitor(
 ) -> dict[str, Tensor]:
     """What tells a collapsed network from a healthy one, as tensors to be averaged later.
 
+    Args:
+        z1, z2: outputs for two views of each image, an image a row.
     Returns:
         "spectrum", the variances along principal axes; "apart", squared distances of the
         two views; "close", mean kernels to the other images; "deviations", by dimension.
@@ -185,7 +196,13 @@ def monitor(
 
 
 def monitored(found: dict[str, Tensor]) -> dict[str, float]:
-    """The four figures of `monitor`, by name."""
+    """The four figures of `monitor`, by name.
+
+    Args:
+        found: what `monitor` gives.
+    Returns:
+        "spread", "rank", "alignment" and "uniformity".
+    """
     return {
         "spread": found["deviations"].float().mean().item(),
         "rank": effective_rank(found["spectrum"].float()).item(),
@@ -248,7 +265,12 @@ def learned_from(
     recipe: PretrainRecipe,
     splits: Splits,
 ) -> tuple[UInt8[Tensor, "n 3 side side"], Int64[Tensor, "n"] | None]:
-    """The images that a run learns from, and their labels where they have some: neighbours are found among them."""
+    """The images that a run learns from, and their labels where they have some: neighbours are found among them.
+
+    Args:
+        recipe: whose `images` names the part: "train", or "train+valid" for both.
+        splits: the recipe's data.
+    """
     if recipe.images == "train":
         return splits.train.images, splits.train.labels
     return everything(splits)
@@ -257,7 +279,13 @@ def learned_from(
 def everything(
     splits: Splits,
 ) -> tuple[UInt8[Tensor, "n 3 side side"], Int64[Tensor, "n"] | None]:
-    """All images published for training, those that are held out here among them, and their labels."""
+    """All images published for training, those that are held out here among them, and their labels.
+
+    Args:
+        splits: with the training and the validation part of a data set.
+    Returns:
+        Images as bytes, training images first; labels are None where there are none.
+    """
     parts = splits.train, splits.valid
     labels = [part.labels for part in parts if part.labels is not None]
     return torch.cat([part.images for part in parts]), torch.cat(labels) if labels else None
@@ -291,6 +319,13 @@ def watch(
     """What is looked at after each epoch: neighbours of images that are held out, where they have labels, and the monitor.
 
     Of validation images, or of test images where a run learns from those as well.
+
+    Args:
+        recipe: of the run.
+        splits: the recipe's data.
+    Returns:
+        A function of a model and of an epoch. What it gives is called "valid_knn", for the share
+        named right, and "valid_" with a name of `monitored`, or in the same way "test_".
     """
     name = "valid" if recipe.images == "train" else "test"
     images, labels = getattr(splits, name)
@@ -319,6 +354,11 @@ def train_mode_outputs(
 ) -> dict[str, Tensor]:
     """What a batch's outputs look like in training, where BatchNorm sees the whole batch.
 
+    Args:
+        model: which is copied: its running statistics stay.
+        images: one batch, as bytes.
+        augment: draws a view of each of a batch of images, in [0, 1].
+        seed: of the views.
     Returns:
         "lengths" of the outputs, and "sides", their cosines to their mean direction.
     """
@@ -340,7 +380,13 @@ def expectation(
     """Cosines of an output, and of its prediction, to the mean direction of other views'.
 
     Args:
+        model: with an `encoder` that ends in a projector, a `predictor` and a `similarity`.
+        images: as bytes.
+        augment: draws a view of each of a batch of images, in [0, 1].
         views: that the mean is of, besides the one that is judged.
+        seed: of the views.
+    Returns:
+        First the cosines of outputs, then those of predictions, on the CPU.
     """
     with own_randomness(seed):
         z = torch.stack(

@@ -77,6 +77,12 @@ class RatesRecipe(fields.Checked):
     def trial(self, method: str, rate: float) -> PretrainRecipe:
         """A short run of a method at a rate.
 
+        Args:
+            method: a name in `METHODS`.
+            rate: for 256 images.
+        Returns:
+            A recipe of the method with this rate, and with the data, epochs, precision and seed
+            that all trials have.
         Raises:
             ValueError: a method that no recipe of the relatives has.
         """
@@ -144,6 +150,14 @@ def try_rate(
 
     None, and a loss that is no number, where the run broke off.
 
+    Args:
+        recipe: which says how many images are learned from, and asked about.
+        method: a name in `METHODS`.
+        rate: for 256 images.
+        splits: the recipe's data, with labels; training and validation images are looked at.
+        job: where and how.
+    Returns:
+        "right", a count, and "loss", each a single number.
     Raises:
         KeyboardInterrupt: Ctrl-C stopped the run, which goes on from there the next time.
     """
@@ -182,7 +196,14 @@ def shares_of(
     found: Mapping[str, Tensor],
     method: str,
 ) -> dict[float, float]:
-    """The share named right of validation images, by the rates of a method tried so far."""
+    """The share named right of validation images, by the rates of a method tried so far.
+
+    Args:
+        found: what `make` has measured so far, by name.
+        method: whose trials are looked for.
+    Returns:
+        From the smallest rate to the largest; empty where none was tried.
+    """
     cells = {
         float(name.removeprefix(f"{method}@").removesuffix(".right")): kept.item()
         for name, kept in found.items()
@@ -196,7 +217,12 @@ def chosen(
     recipe: RatesRecipe,
     found: Mapping[str, Tensor],
 ) -> dict[str, float]:
-    """The rate of each method at which neighbours name most validation images correctly."""
+    """The rate of each method at which neighbours name most validation images correctly.
+
+    Args:
+        recipe: which names the methods.
+        found: what `make` measured, by name.
+    """
     shares = {method: shares_of(found, method) for method in recipe.methods}
     return {method: max(of, key=of.__getitem__) for method, of in shares.items()}
 
@@ -209,6 +235,10 @@ def _start(trial, images):
 def make(recipe: RatesRecipe, job: Job, splits: Splits) -> Made:
     """Measure the gradients at the start, and try rates of each method until one is best.
 
+    Args:
+        recipe: which methods, and which rates to begin with.
+        job: where and how.
+        splits: the recipe's data, with labels; training and validation images are looked at.
     Raises:
         ValueError: a method that there isn't, or a checkpoint of other settings.
     """
@@ -237,7 +267,15 @@ def make(recipe: RatesRecipe, job: Job, splits: Splits) -> Made:
 def figures(
     recipe: RatesRecipe, found: dict[str, Tensor], splits: Splits | None = None
 ) -> dict[str, dict]:
-    """The figures of a record from what was measured, kept in `features.safetensors`."""
+    """The figures of a record from what was measured, kept in `features.safetensors`.
+
+    Args:
+        recipe: of the measurement.
+        found: what `make` measured, by name.
+        splits: not opened, and may be None.
+    Returns:
+        The metrics of a record, by name.
+    """
     metrics, n, rates = {}, found["asked.images"].item(), chosen(recipe, found)
     for method in recipe.methods:
         norms = in_double(found[f"start-{method}.norms"])

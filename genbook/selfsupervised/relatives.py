@@ -30,7 +30,11 @@ from .views import Augmentation, normalise
 
 # %% ../../nbs/selfsupervised/relatives.ipynb #5dccc68f
 def check_outputs(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"]) -> None:
-    """Raise a ValueError for outputs of different shapes, or of less than two images."""
+    """Raise a ValueError for outputs of different shapes, or of less than two images.
+
+    Args:
+        z1, z2: outputs for two views of each image, an image a row.
+    """
     if z1.shape != z2.shape or len(z1) < 2:
         raise ValueError(
             f"z1 and z2 must be outputs of one shape for at least two images, "
@@ -47,6 +51,9 @@ def nt_xent_loss(
 
     The normalised temperature-scaled cross-entropy of SimCLR (Chen et al., 2020), in nats.
 
+    Args:
+        z1, z2: outputs for two views of each image, an image a row, of any length.
+        temperature: that cosines are divided by, above 0.
     Raises:
         ValueError: a temperature that is not positive, or outputs as `check_outputs` says.
     """
@@ -86,12 +93,21 @@ def barlow_twins_loss(
 
 # %% ../../nbs/selfsupervised/relatives.ipynb #17c531cc
 def variance_term(z: Float[Tensor, "n d"], eps: float = 1e-4) -> Float[Tensor, ""]:
-    """Mean of what each dimension's deviation lacks of 1 ({eq}`eq-vicreg-variance`)."""
+    """Mean of what each dimension's deviation lacks of 1 ({eq}`eq-vicreg-variance`).
+
+    Args:
+        z: outputs, an image a row.
+        eps: added to each variance, so that its root has a slope at 0.
+    """
     return F.relu(1 - (z.var(0) + eps).sqrt()).mean()
 
 
 def covariance_term(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """Squared covariances of different dimensions, over d ({eq}`eq-vicreg-covariance`)."""
+    """Squared covariances of different dimensions, over d ({eq}`eq-vicreg-covariance`).
+
+    Args:
+        z: outputs, an image a row.
+    """
     n, d = z.shape
     z = z - z.mean(0)
     covariance = z.T @ z / (n - 1)
@@ -109,6 +125,9 @@ def vicreg_loss(
 
     Bardes, Ponce and LeCun (2022), with the weights and the means of their code.
 
+    Args:
+        z1, z2: outputs for two views of each image, an image a row.
+        invariance, variance, covariance: weights of the three terms.
     Raises:
         ValueError: outputs as `check_outputs` says.
     """
@@ -140,7 +159,13 @@ class Twins(nn.Module):
     def training_loss(
         self, x1: Float[Tensor, "batch c h w"], x2: Float[Tensor, "batch c h w"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch d"]]:
-        """The loss of two views, and the outputs z1 to keep an eye on."""
+        """The loss of two views, and the outputs z1 to keep an eye on.
+
+        Args:
+            x1, x2: two views of each image, normalised.
+        Raises:
+            ValueError: as `check_views`, or as the loss.
+        """
         check_views(self, x1, x2)
         z1, z2 = self.encoder(x1), self.encoder(x2)
         with torch.autocast(x1.device.type, enabled=False):  # sums of many small numbers
@@ -188,6 +213,11 @@ class BYOL(nn.Module):
         """The loss of two views, in [−1, 1], and the outputs z1 to keep an eye on.
 
         The target first follows the encoder's last step.
+
+        Args:
+            x1, x2: two views of each image, normalised.
+        Raises:
+            ValueError: as `check_views`.
         """
         check_views(self, x1, x2)
         if self.training:
@@ -206,6 +236,9 @@ def jigsaw(
 ) -> Float[Tensor, "n c side side"]:
     """Each image cut into tiles × tiles squares and put together in an order of its own.
 
+    Args:
+        x: square images on any scale.
+        tiles: along a side, which they divide.
     Raises:
         ValueError: a side that the tiles do not divide.
     """
@@ -222,7 +255,14 @@ def jigsaw(
 
 
 def heavily(augment: Callable[[Tensor], Tensor], tiles: int = 4) -> Callable:
-    """An augmentation whose views are cut up on top of all else."""
+    """An augmentation whose views are cut up on top of all else.
+
+    Args:
+        augment: draws a view of each of a batch of images.
+        tiles: along a side, of `jigsaw`.
+    Returns:
+        A function of images, like `augment`.
+    """
     return lambda images: jigsaw(augment(images), tiles)
 
 # %% ../../nbs/selfsupervised/relatives.ipynb #32e4fc2a
@@ -238,6 +278,13 @@ def directional(augment: Callable[[Tensor], Tensor], tiles: int = 4) -> Callable
     The symmetric loss of two standard views, and one more term: the prediction from a
     view that is cut up besides is drawn to the output of the view that it was made from,
     which is held still ({eq}`eq-dssl`). Bai et al. (2022), with one heavy view.
+
+    Args:
+        augment: draws a view of each of a batch of images, in [0, 1].
+        tiles: along a side, of `jigsaw`.
+    Returns:
+        A function of a model and of a batch of images as bytes, which gives what is minimised and
+        by name the "spread" of the outputs.
     """
 
     def of(model, images):

@@ -71,8 +71,12 @@ def knn_votes(
 def spread(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """Standard deviation over images of ℓ²-normalised outputs, its mean over dimensions.
 
-    1/√d for directions spread evenly over the sphere, 0 for a collapsed network
-    ({eq}`eq-spread`). Raises ValueError where there are fewer than two images.
+    1/√d for directions spread evenly over the sphere, 0 for a collapsed network ({eq}`eq-spread`).
+
+    Args:
+        z: outputs, an image a row, of any length.
+    Raises:
+        ValueError: fewer than two images.
     """
     if len(z) < 2:
         raise ValueError(f"z must hold the outputs of at least two images, got {len(z)}")
@@ -80,7 +84,11 @@ def spread(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
 
 # %% ../../nbs/selfsupervised/representations.ipynb #4f42d2d5
 def spectrum(z: Float[Tensor, "n d"]) -> Float[Tensor, "d"]:
-    """Variances of ℓ²-normalised outputs along their principal axes, the largest first."""
+    """Variances of ℓ²-normalised outputs along their principal axes, the largest first.
+
+    Args:
+        z: outputs, an image a row, of any length.
+    """
     z = F.normalize(in_double(z), dim=1)
     z = z - z.mean(0)
     n, d = z.shape
@@ -94,6 +102,9 @@ def effective_rank(variances: Float[Tensor, "d"]) -> Float[Tensor, ""]:
 
     d for equal variances, 1 where one axis has all ({eq}`eq-effective-rank`); and 0 where
     there is no variance at all.
+
+    Args:
+        variances: along each axis, at least 0, in any order.
     """
     variances = in_double(variances)
     total = variances.sum()
@@ -105,6 +116,8 @@ def effective_rank(variances: Float[Tensor, "d"]) -> Float[Tensor, ""]:
 def squared_distances(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
     """Squared distance of the ℓ²-normalised outputs of two views, per image, in [0, 4].
 
+    Args:
+        z1, z2: outputs for two views of each image, an image a row, of any length.
     Raises:
         ValueError: outputs of different shapes.
     """
@@ -114,13 +127,22 @@ def squared_distances(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"]) -> Flo
 
 
 def alignment(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """Mean squared distance between two views of an image, in [0, 4] ({eq}`eq-alignment`)."""
+    """Mean squared distance between two views of an image, in [0, 4] ({eq}`eq-alignment`).
+
+    Args:
+        z1, z2: outputs for two views of each image, an image a row, of any length.
+    Raises:
+        ValueError: outputs of different shapes.
+    """
     return squared_distances(z1, z2).mean()
 
 # %% ../../nbs/selfsupervised/representations.ipynb #43b0f0fe
 def closeness(z: Float[Tensor, "n d"], t: float = 2.0) -> Float[Tensor, "n"]:
     """Mean of exp(−t · squared distance) from each image's output to all others'.
 
+    Args:
+        z: outputs, an image a row; they are ℓ²-normalised here.
+        t: how fast the kernel falls with the squared distance.
     Raises:
         ValueError: a single image.
     """
@@ -135,5 +157,11 @@ def uniformity(z: Float[Tensor, "n d"], t: float = 2.0) -> Float[Tensor, ""]:
     """Log of the mean Gaussian kernel between images: 0 collapsed, −2t evenly spread.
 
     −2t is the limit for many dimensions ({eq}`eq-uniformity`).
+
+    Args:
+        z: outputs, an image a row; they are ℓ²-normalised here.
+        t: how fast the kernel falls with the squared distance.
+    Raises:
+        ValueError: a single image.
     """
     return closeness(z, t).mean().log()

@@ -40,6 +40,10 @@ class CosineSimilarity(nn.Module):
     ) -> Float[Tensor, "*rest"]:
         """x1 · x2 over the product of their lengths ({eq}`eq-cosine-similarity`).
 
+        Args:
+            x1, x2: vectors along `dim`, as many and as long.
+        Returns:
+            A cosine for each pair, without the axis `dim`.
         Raises:
             ValueError: vectors that aren't as many and as long.
         """
@@ -99,7 +103,13 @@ class SimSiam(nn.Module):
         x1: Float[Tensor, "batch c h w"],
         x2: Float[Tensor, "batch c h w"],
     ) -> tuple[Float[Tensor, "batch d"], ...]:
-        """p1, p2, z1 and z2 of two views; z1 and z2 held still with `stop_gradient`."""
+        """p1, p2, z1 and z2 of two views; z1 and z2 held still with `stop_gradient`.
+
+        Args:
+            x1, x2: two views of each image, normalised.
+        Raises:
+            ValueError: as `check_views`.
+        """
         check_views(self, x1, x2)
         z1, z2 = self.encoder(x1), self.encoder(x2)
         p1, p2 = self.predictor(z1), self.predictor(z2)
@@ -114,14 +124,25 @@ class SimSiam(nn.Module):
         z1: Float[Tensor, "batch d"],
         z2: Float[Tensor, "batch d"],
     ) -> Float[Tensor, ""]:
-        """−½ [mean cos(p1, z2) + mean cos(p2, z1)], in [−1, 1] ({eq}`eq-simsiam-loss`)."""
+        """−½ [mean cos(p1, z2) + mean cos(p2, z1)], in [−1, 1] ({eq}`eq-simsiam-loss`).
+
+        Args:
+            p1, p2: predictions for the two views.
+            z1, z2: outputs for them.
+        """
         p1, p2, z1, z2 = (out.float() for out in (p1, p2, z1, z2))
         return -0.5 * (self.similarity(p1, z2).mean() + self.similarity(p2, z1).mean())
 
     def training_loss(
         self, x1: Float[Tensor, "batch c h w"], x2: Float[Tensor, "batch c h w"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch d"]]:
-        """The loss of two views, and the outputs z1 to keep an eye on."""
+        """The loss of two views, and the outputs z1 to keep an eye on.
+
+        Args:
+            x1, x2: two views of each image, normalised.
+        Raises:
+            ValueError: as `check_views`.
+        """
         p1, p2, z1, z2 = self(x1, x2)
         return self.loss(p1, p2, z1, z2), z1
 

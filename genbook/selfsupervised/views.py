@@ -78,6 +78,13 @@ def interpolation(
     """Matrices that stretch pixels start … start + length − 1 of a line to `side` pixels.
 
     Linear interpolation between the two nearest of these pixels ({eq}`eq-views-stretch`).
+
+    Args:
+        start: the first pixel, of each line.
+        length: pixels that are stretched, at least 1.
+        side: of the line, in pixels; it is stretched to as many.
+    Returns:
+        For each line a matrix that is applied from the left, with rows that sum to 1.
     """
     i = torch.arange(side, device=start.device)
     at = (i + 0.5) * length[:, None] / side - 0.5
@@ -92,6 +99,10 @@ def crop(
 ) -> Float[Tensor, "n c side side"]:
     """Each image's box, stretched to the size of the image, and mirrored where asked.
 
+    Args:
+        x: square images on any scale.
+        boxes: top, left, height and width in pixels, as `draw_boxes` gives them.
+        mirrored: which images are; none where None.
     Raises:
         ValueError: images that are not square, or boxes for another number of images.
     """
@@ -112,7 +123,11 @@ GREY = (0.2989, 0.587, 0.114)  # shares of red, green and blue in a grey value
 
 
 def to_grey(x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 h w"]:
-    """The grey value of each pixel, by the weights of ITU-R BT.601."""
+    """The grey value of each pixel, by the weights of ITU-R BT.601.
+
+    Args:
+        x: images on any scale: red, green and blue.
+    """
     red, green, blue = x.unbind(1)
     return (GREY[0] * red + GREY[1] * green + GREY[2] * blue)[:, None]
 
@@ -125,21 +140,42 @@ def _towards(x: Tensor, other: Tensor, factor: Float[Tensor, "n"]) -> Tensor:
 def adjust_brightness(
     x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, "n"]
 ) -> Float[Tensor, "n 3 h w"]:
-    """Images in [0, 1] times their factors: 0 is black, 1 changes nothing."""
+    """Images in [0, 1] times their factors: 0 is black, 1 changes nothing.
+
+    Args:
+        x: images in [0, 1].
+        factor: of each image, at least 0.
+    Returns:
+        Images, cut off at 1.
+    """
     return (x * factor[:, None, None, None]).clamp(0, 1)
 
 
 def adjust_contrast(
     x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, "n"]
 ) -> Float[Tensor, "n 3 h w"]:
-    """Images in [0, 1] moved towards their mean grey: 0 is that value, 1 changes nothing."""
+    """Images in [0, 1] moved towards their mean grey: 0 is that value, 1 changes nothing.
+
+    Args:
+        x: images in [0, 1].
+        factor: of each image, at least 0.
+    Returns:
+        Images, cut off at 0 and 1.
+    """
     return _towards(x, to_grey(x).mean((1, 2, 3), keepdim=True), factor)
 
 
 def adjust_saturation(
     x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, "n"]
 ) -> Float[Tensor, "n 3 h w"]:
-    """Images in [0, 1] moved towards their grey version: 0 is grey, 1 changes nothing."""
+    """Images in [0, 1] moved towards their grey version: 0 is grey, 1 changes nothing.
+
+    Args:
+        x: images in [0, 1].
+        factor: of each image, at least 0.
+    Returns:
+        Images, cut off at 0 and 1.
+    """
     return _towards(x, to_grey(x), factor)
 
 # %% ../../nbs/selfsupervised/views.ipynb #8708ded7
@@ -147,6 +183,10 @@ def adjust_hue(x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, "n"]) -> Float
     """Images in [0, 1] whose hues are turned by a factor of the whole circle.
 
     Value and saturation stay ({eq}`eq-views-hue`).
+
+    Args:
+        x: images in [0, 1].
+        factor: of each image: 0 and 1 change nothing, 0.5 gives the complementary hue.
     """
     red, green, blue = x.unbind(1)
     value, which = x.max(1)
@@ -285,7 +325,11 @@ STD = (0.2470, 0.2435, 0.2616)
 def normalise(
     x: Float[Tensor, "n 3 h w"],
 ) -> Float[Tensor, "n 3 h w"]:
-    """Images in [0, 1] less CIFAR-10's mean, over its standard deviation, by channel."""
+    """Images in [0, 1] less CIFAR-10's mean, over its standard deviation, by channel.
+
+    Args:
+        x: images in [0, 1].
+    """
     mean, std = (_there(stats, x.device) for stats in (MEAN, STD))
     return (x - mean) / std
 
@@ -295,6 +339,8 @@ def plain_view(
 ) -> Float[Tensor, "n 3 side side"]:
     """Images as a network sees them that is judged: nothing drawn, only normalised.
 
+    Args:
+        images: levels from 0 to 255.
     Raises:
         ValueError: images that are not bytes.
     """

@@ -37,7 +37,15 @@ ACTIVATIONS = {"elu": nn.ELU, "relu": nn.ReLU, "silu": nn.SiLU}
 
 
 def activation_layer(name: str) -> type[nn.Module]:
-    """The layer of that name in `ACTIVATIONS`; ValueError where there is none."""
+    """The layer of that name in `ACTIVATIONS`.
+
+    Args:
+        name: a key of it, such as "relu".
+    Returns:
+        The class, not a layer of it.
+    Raises:
+        ValueError: no such name.
+    """
     if name not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name]
@@ -49,7 +57,11 @@ def mlp(
 ) -> nn.Sequential:
     """Linear layers of the given sizes with an activation between them, none after the last.
 
-    Raises ValueError where the activation is unknown.
+    Args:
+        sizes: numbers that go in, of each hidden layer, and that come out; two at least.
+        activation: a name in `ACTIVATIONS`.
+    Raises:
+        ValueError: an unknown activation, or fewer than two sizes.
     """
     layers: list[nn.Module] = []
     for n_in, n_out in zip(sizes[:-1], sizes[1:]):
@@ -63,7 +75,18 @@ def mlp_networks(
     activation: str,
     shape: tuple[int, int, int] = (1, 28, 28),
 ) -> tuple[nn.Module, nn.Module]:
-    """Encoder and decoder of linear layers for images of a shape, one the other mirrored."""
+    """Encoder and decoder of linear layers for images of a shape, one the other mirrored.
+
+    Args:
+        hidden: sizes of the encoder's hidden layers; the decoder has them in reverse.
+        latent: L, the dimension of z.
+        activation: a name in `ACTIVATIONS`.
+        shape: of an image, (C, H, W).
+    Returns:
+        The encoder, `(B, C, H, W)` to `(B, 2L)`, and the decoder, `(B, L)` to `(B, C, H, W)`.
+    Raises:
+        ValueError: an unknown activation.
+    """
     pixels = math.prod(shape)
     encoder = nn.Sequential(nn.Flatten(), mlp((pixels, *hidden, 2 * latent), activation))
     layers = mlp((latent, *reversed(hidden), pixels), activation)
@@ -79,8 +102,18 @@ def conv_networks(
 ) -> tuple[nn.Module, nn.Module]:
     """Encoder and decoder that see an image as patches of 4 × 4 pixels, 7 × 7 of them on a side of 28.
 
-    The encoder has two convolutions, then linear layers; the decoder is it mirrored. Raises
-    ValueError where 4 does not divide the side.
+    The encoder has two convolutions, then linear layers; the decoder is it mirrored.
+
+    Args:
+        channels: of the convolutions.
+        hidden: sizes of the encoder's hidden layers behind them; the decoder has them in reverse.
+        latent: L, the dimension of z.
+        activation: a name in `ACTIVATIONS`.
+        shape: of an image, (C, H, W), with sides that 4 divides.
+    Returns:
+        The encoder, `(B, C, H, W)` to `(B, 2L)`, and the decoder, `(B, L)` to `(B, C, H, W)`.
+    Raises:
+        ValueError: an unknown activation, or a side that 4 doesn't divide.
     """
     if shape[1] % 4 or shape[2] % 4:
         raise ValueError(f"shape must have sides that 4 divides, got {shape}")
@@ -132,7 +165,11 @@ class BernoulliVAE(nn.Module):
         self,
         x: Num[Tensor, "batch c h w"],
     ) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
-        """Mean and log-variance of q(z|x) for images in {0, 1}, of any type."""
+        """Mean and log-variance of q(z|x) for images in {0, 1}, of any type.
+
+        Args:
+            x: images, of bits or floats.
+        """
         like = next(self.parameters())
         answer = self.encoder(x.to(like.dtype))
         return answer.to(torch.promote_types(like.dtype, torch.float32)).chunk(2, dim=1)
@@ -141,7 +178,11 @@ class BernoulliVAE(nn.Module):
         self,
         z: Float[Tensor, "batch latent"],
     ) -> Float[Tensor, "batch c h w"]:
-        """Logits of p(x|z)."""
+        """Logits of p(x|z).
+
+        Args:
+            z: a latent for each image.
+        """
         like = next(self.parameters())
         logits = self.decoder(z.to(like.dtype))
         return logits.to(torch.promote_types(like.dtype, torch.float32)) - self.logit_offset
@@ -153,7 +194,11 @@ class BernoulliVAE(nn.Module):
     ) -> Float[Tensor, "batch *samples"]:
         """log p(x|z) in nats for z `(B, L)` or, with K draws an image, `(B, K, L)`.
 
-        Raises ValueError for grey levels of 0 to 255, where that can be seen without a wait.
+        Args:
+            x: images in [0, 1], of bits or floats.
+            z: latents of each image, one or K of them.
+        Raises:
+            ValueError: grey levels of 0 to 255, where that can be seen without a wait.
         """
         if at_hand(x) and x.numel() and not 0 <= x.min() <= x.max() <= 1:
             raise ValueError(f"x must lie in [0, 1], got values up to {x.max().item():g}")
@@ -166,7 +211,12 @@ class BernoulliVAE(nn.Module):
         n: fields.Count,
         draw: bool = False,
     ) -> Float[Tensor, "n c h w"]:
-        """`n` images by ancestral sampling: the means of p(x|z), or Bernoulli draws from them."""
+        """`n` images by ancestral sampling: the means of p(x|z), or Bernoulli draws from them.
+
+        Args:
+            n: images.
+            draw: Bernoulli draws rather than the means.
+        """
         z = standard_normal(n, self.latent, self)
         means = self.decode(z).sigmoid()
         return torch.bernoulli(means) if draw else means
@@ -185,8 +235,16 @@ def elbo_objective(
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Negative ELBO of a batch, nats an image, with `beta` on the KL ({eq}`eq-vae-loss`).
 
-    `kl` and `kl_samples` are those of `elbo_terms`. The second result has the ELBO itself,
-    whatever `beta`, and its KL.
+    Args:
+        model: that learns.
+        batch: images of bits.
+        kl, kl_samples: as in `elbo_terms`.
+        beta: weight of the KL; 1 for the bound.
+    Returns:
+        What is minimised, and by name what is told of it, in nats an image. "elbo" is the bound
+        itself whatever `beta`, and "kl" its KL.
+    Raises:
+        ValueError: as `elbo_terms`.
     """
     log_likelihood, divergence = (term.mean() for term in elbo_terms(model, batch, kl, kl_samples))
     return beta * divergence - log_likelihood, {
@@ -200,7 +258,17 @@ def iwae_objective(
     batch: Num[Tensor, "batch c h w"],
     num_samples: int,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Negative `num_samples`-sample bound of a batch, nats an image ({eq}`eq-iwae-bound`)."""
+    """Negative `num_samples`-sample bound of a batch, nats an image ({eq}`eq-iwae-bound`).
+
+    Args:
+        model: that learns.
+        batch: images of bits.
+        num_samples: K, draws of z an image, at least 1.
+    Returns:
+        What is minimised, and the "bound" by name.
+    Raises:
+        ValueError: as `iwae_bound`.
+    """
     bound = iwae_bound(model, batch, num_samples).mean()
     return -bound, {"bound": bound}
 
@@ -209,7 +277,15 @@ def unscaled_noise_objective(
     model: LatentModel,
     batch: Num[Tensor, "batch *shape"],
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """An erratum: the bound with the noise scaled by log σ², z = μ + ε·logvar."""
+    """An erratum: the bound with the noise scaled by log σ², z = μ + ε·logvar.
+
+    Args:
+        model: that learns.
+        batch: images, as the model takes them.
+    Returns:
+        What is minimised, and by name, in nats an image, what such a run reports as its bound,
+        "reported", and the "kl".
+    """
     mu, logvar = model.encode(batch)
     zero = torch.zeros_like(mu)
     log_likelihood = model.log_p_x_given_z(batch, mu + torch.randn_like(mu) * logvar).mean()
@@ -342,7 +418,15 @@ def elbo_terms_of_images(
     images: Num[Tensor, "n c h w"],
     seed: int = 0,
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
-    """The two terms of the ELBO of each of many images, in nats, with noise from a fixed seed."""
+    """The two terms of the ELBO of each of many images, in nats, with noise from a fixed seed.
+
+    Args:
+        model: the terms are computed on its device.
+        images: bits, on any device.
+        seed: of the draws of z, one an image.
+    Returns:
+        log p(x|z) and the KL, in closed form.
+    """
     device = next(model.parameters()).device
     with own_randomness(seed):
         terms = [elbo_terms(model, batch.to(device)) for batch in images.split(1000)]
@@ -356,6 +440,8 @@ def untrained_model(
 ) -> BernoulliVAE:
     """The model that training begins with: fresh, or with the weights of the run `start`.
 
+    Args:
+        recipe: which says what the network is, and perhaps names a run to `start` from.
     Raises:
         ValueError: there is no such run, or it has another network's weights.
     """
@@ -374,7 +460,14 @@ def keep_samples(
     epoch: int,
     out: Path,
 ) -> None:
-    """Keep pictures of the same 64 latents: means of p(x|z), and Bernoulli draws from it."""
+    """Keep pictures of the same 64 latents: means of p(x|z), and Bernoulli draws from it.
+
+    Args:
+        recipe: whose seed draws the latents.
+        model: which decodes them.
+        epoch: passes done, for the names of the files.
+        out: the run's folder; pictures go to `samples/` in it.
+    """
     generator = torch.Generator().manual_seed(recipe.seed)
     z = torch.randn(64, recipe.latent, generator=generator).to(next(model.parameters()).device)
     means = model.decode(z).sigmoid().cpu()
@@ -389,7 +482,16 @@ def make(
     job: Job,
     splits: Splits,
 ) -> Made | None:
-    """Train a recipe; None where Ctrl-C stopped it."""
+    """Train a recipe; None where Ctrl-C stopped it.
+
+    Args:
+        recipe: what to train.
+        job: where and how.
+        splits: the recipe's data, of bits; the training part is learned from and the validation
+            part watched.
+    Raises:
+        ValueError: as `untrained_model`.
+    """
     images, valid = splits.train.images, splits.valid.images
 
     def watch(model, epoch):
@@ -418,6 +520,13 @@ def figures(
     """ELBO of validation and test images and the estimate of the test log p(x), in nats.
 
     Each with its standard error over images, which is not an error over seeds.
+
+    Args:
+        recipe: which says of how many draws the estimate is made.
+        model: trained.
+        splits: the recipe's data; validation and test images are looked at.
+    Returns:
+        The metrics of a record, by name.
     """
     metrics: dict[str, dict] = {}
     nats: dict[str, Any] = {"unit": "nats", "tolerance": 0.02}
@@ -440,7 +549,15 @@ def draw(
     model: BernoulliVAE,
     n: int,
 ) -> Float[Tensor, "n c h w"]:
-    """The means of p(x|z) at draws of the prior."""
+    """The means of p(x|z) at draws of the prior.
+
+    Args:
+        recipe: of the model; nothing of it is needed.
+        model: trained.
+        n: images.
+    Returns:
+        Images in [0, 1].
+    """
     return model.sample(n)
 
 # %% ../../nbs/vae/binarised-mnist.ipynb #0dc06210

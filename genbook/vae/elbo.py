@@ -27,7 +27,7 @@ def reparameterise(
         logvar: log-variances, of the same shape.
         noise: standard normal draws ε; drawn here where None.
     Returns:
-        mu + ε·exp(logvar / 2): the standard deviation multiplies the noise, not the variance
+        mu + ε·exp(logvar / 2). The standard deviation multiplies the noise, not the variance
         or its logarithm.
     Raises:
         ValueError: where the shapes differ.
@@ -49,7 +49,11 @@ class LatentModel(Protocol):
         self,
         x: Num[Tensor, "batch *shape"],
     ) -> Iterable[Float[Tensor, "batch latent"]]:
-        """Mean and log-variance of q(z|x), both `(B, L)`."""
+        """Mean and log-variance of q(z|x), both `(B, L)`.
+
+        Args:
+            x: images, as the model takes them.
+        """
         ...
 
     def log_p_x_given_z(
@@ -57,7 +61,12 @@ class LatentModel(Protocol):
         x: Num[Tensor, "batch *shape"],
         z: Float[Tensor, "batch *samples latent"],
     ) -> Float[Tensor, "batch *samples"]:
-        """log p(x|z) in nats: `(B,)` for z `(B, L)`, `(B, K)` for z `(B, K, L)`."""
+        """log p(x|z) in nats: `(B,)` for z `(B, L)`, `(B, K)` for z `(B, K, L)`.
+
+        Args:
+            x: images, as the model takes them.
+            z: latents of each image, one or K of them.
+        """
         ...
 
 # %% ../../nbs/vae/elbo.ipynb #0a31c8b6
@@ -98,6 +107,10 @@ def active_units(
 ) -> Bool[Tensor, "latent"]:
     """Which latents have a posterior mean that varies over the images ({eq}`eq-active-units`).
 
+    Args:
+        means: of q(z|x), an image a row.
+    Returns:
+        True for each latent whose variance over the images exceeds `ACTIVE`.
     Raises:
         ValueError: fewer than two images, or means that aren't finite.
     """

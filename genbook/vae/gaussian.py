@@ -113,7 +113,15 @@ def batches(
     images: UInt8[Tensor, "n c h w"],
     size: int = 250,
 ) -> Iterator[Float[Tensor, "_ c h w"]]:
-    """Images a batch at a time, on the model's device and scale."""
+    """Images a batch at a time, on the model's device and scale.
+
+    Args:
+        model: whose device the batches go to.
+        images: levels from 0 to 255.
+        size: images in a batch; the last may have fewer.
+    Returns:
+        An iterator over images in [−1, 1].
+    """
     for batch in images.split(size):
         yield scale_pixels(batch.to(model.mean.weight.device))
 
@@ -124,7 +132,13 @@ def terms_of_images(
     images: UInt8[Tensor, "n c h w"],
     seed: int = 0,
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n"]]:
-    """−log p(x|z) and KL in nats, and mean squared error, of each image; fixed noise."""
+    """−log p(x|z) and KL in nats, and mean squared error, of each image; fixed noise.
+
+    Args:
+        model: the terms are computed on its device.
+        images: levels from 0 to 255.
+        seed: of the draws of z, one an image.
+    """
     terms = []
     with own_randomness(seed):
         for x in batches(model, images):
@@ -139,7 +153,14 @@ def posteriors_of(
     model: GaussianVAE,
     images: UInt8[Tensor, "n c h w"],
 ) -> tuple[Float[Tensor, "n latent"], Float[Tensor, "n latent"]]:
-    """Means and variances of q(z|x) for many images."""
+    """Means and variances of q(z|x) for many images.
+
+    Args:
+        model: whose encoder is asked.
+        images: levels from 0 to 255.
+    Returns:
+        Both on the CPU.
+    """
     found = [model.encode(x) for x in batches(model, images)]
     means, variances = zip(*((q.mean, q.var) for q in found))
     return torch.cat(means).cpu(), torch.cat(variances).cpu()
@@ -150,7 +171,14 @@ def reconstruct(
     model: GaussianVAE,
     images: UInt8[Tensor, "n c h w"],
 ) -> Float[Tensor, "n c h w"]:
-    """The modes of p(x|z) at the means of q(z|x), on the scale of [−1, 1]."""
+    """The modes of p(x|z) at the means of q(z|x), on the scale of [−1, 1].
+
+    Args:
+        model: which encodes and decodes.
+        images: levels from 0 to 255.
+    Returns:
+        As many images, on the CPU; they may leave [−1, 1].
+    """
     latents = [model.encode(x).mode() for x in batches(model, images)]
     return torch.cat([model.decode(z).mode() for z in latents]).cpu()
 
@@ -165,6 +193,11 @@ def interpolate(
 ) -> Float[Tensor, "n c h w"]:
     """The modes of p(x|z) at `n` points of a `latent_path`, the first of them `z_1`.
 
+    Args:
+        model: which decodes.
+        z_1, z_2: the ends, one latent each, `(L,)` or `(1, L)`.
+        n: points, both ends among them; at least 2.
+        spherical: on an arc rather than on a line.
     Raises:
         ValueError: as `latent_path`.
     """
@@ -179,7 +212,15 @@ def keep_pictures(
     images: UInt8[Tensor, "n c h w"],
     out: Path,
 ) -> None:
-    """Keep samples, always of the same z, and images above their reconstructions."""
+    """Keep samples, always of the same z, and images above their reconstructions.
+
+    Args:
+        recipe: whose seed draws the latents.
+        model: which decodes them, and reconstructs the images.
+        epoch: passes done, for the names of the files.
+        images: levels from 0 to 255, a multiple of 16 of them.
+        out: the run's folder; pictures go to `samples/` in it.
+    """
     generator = torch.Generator().manual_seed(recipe.seed)
     z = torch.randn(64, recipe.latent, generator=generator).to(model.mean.weight.device)
     with torch.no_grad():
@@ -197,7 +238,14 @@ def make(
     job: Job,
     splits: Splits,
 ) -> Made | None:
-    """Train a recipe; None where Ctrl-C stopped it."""
+    """Train a recipe; None where Ctrl-C stopped it.
+
+    Args:
+        recipe: what to train.
+        job: where and how.
+        splits: the recipe's data; the training part is learned from, the validation part watched,
+            and a few test images are kept as pictures.
+    """
     images, valid, test = (split.images for split in (splits.train, splits.valid, splits.test))
 
     def watch(model, epoch):
@@ -230,7 +278,15 @@ def bound_figures(
     model: GaussianVAE,
     splits: Splits,
 ) -> dict[str, dict]:
-    """The bound, its terms and the squared error, of validation and of test images."""
+    """The bound, its terms and the squared error, of validation and of test images.
+
+    Args:
+        model: trained.
+        splits: its data; validation and test images are looked at.
+    Returns:
+        Metrics by name, in nats an image but for the error and "test_elbo_bits", in bits per
+        dimension.
+    """
     metrics, drawn = {}, "one sample of z an image"
     for split in ("valid", "test"):
         nll, kl, error = terms_of_images(model, splits[split].images)
@@ -259,6 +315,14 @@ def likelihood_figures(
 
     The estimate takes long, and its difference to the bound varies less from image to image
     than either: it is made on some images, and its mean added to the bound of all.
+
+    Args:
+        recipe: which says how many images, and draws of each, the gain is estimated from.
+        model: trained.
+        images: test images, levels from 0 to 255.
+    Returns:
+        Metrics by name, "test_gain" and "test_log_px" in nats an image and "test_bits" in bits per
+        dimension.
     """
     nll, kl, _ = terms_of_images(model, images)
     some, elbo = images[: recipe.eval_images], (-nll - kl).cpu()
@@ -285,7 +349,16 @@ def neighbour_figures(
     model: GaussianVAE,
     splits: Splits,
 ) -> dict[str, dict]:
-    """How far samples, and reconstructed test images, are from the nearest training image."""
+    """How far samples, and reconstructed test images, are from the nearest training image.
+
+    Args:
+        recipe: whose seed draws the samples.
+        model: trained.
+        splits: its data; 64 test images are reconstructed, and neighbours looked for in the
+            training part.
+    Returns:
+        Metrics by name, means over 64 pictures each.
+    """
     metrics, note = {}, f"root-mean-square distance to the nearest training image, {_SCALE}"
     with own_randomness(recipe.seed):
         pictures = {"sample": model.sample(64).cpu()}
@@ -306,6 +379,13 @@ def figures(
     """What a record says of its model: bound, log p(x), bits, active latents, neighbours.
 
     Standard errors are over images, and no error over seeds.
+
+    Args:
+        recipe: of the model.
+        model: trained.
+        splits: its data, of which all three parts are looked at.
+    Returns:
+        The metrics of a record, by name.
     """
     metrics = bound_figures(model, splits) | likelihood_figures(recipe, model, splits.test.images)
     means, _ = posteriors_of(model, splits.train.images)
@@ -325,6 +405,14 @@ def latent_profile(
     """A row for each latent: KL, variance of the posterior mean, mean variance, class means.
 
     Of classes where images have labels, each of two images at least.
+
+    Args:
+        model: whose posterior is asked.
+        images: levels from 0 to 255.
+        labels: of the images, from 0 on; None where they have none.
+    Returns:
+        Rows with the keys "latent", "kl", in nats, "variance_of_mean", "mean_variance" and "mean",
+        and of each class k "mean_k" and its standard error "se_k".
     """
     means, variances = posteriors_of(model, images)
     divergence = 0.5 * (means.square() + variances - 1 - variances.log()).mean(0)
@@ -351,7 +439,11 @@ def latent_profile(
 def spectrum(
     x: Float[Tensor, "n c side side"],
 ) -> Float[Tensor, "frequencies"]:
-    """Mean power of images at 0, 1, … periods an image, up to half their side."""
+    """Mean power of images at 0, 1, … periods an image, up to half their side.
+
+    Args:
+        x: square images on any scale, their channels averaged.
+    """
     side = x.shape[-1]
     grey = in_double(x).mean(1)
     power = torch.fft.fft2(grey, norm="ortho").abs().square().mean(0)
@@ -372,6 +464,12 @@ def portrait(
     `profile.csv` is the `latent_profile` of the training images. `spectrum.csv` has the power
     by frequency of test images, reconstructions and samples. `samples/neighbours.png` has
     samples, and below each the two nearest training images.
+
+    Args:
+        recipe: whose seed draws the samples.
+        model: trained.
+        splits: its data; training and test images are looked at.
+        out: the run's folder.
     """
     train, some = splits.train, splits.test.images[:2000]
     runs.write_metrics(out / "profile.csv", latent_profile(model, train.images, train.labels))
@@ -396,7 +494,13 @@ def draw(
     model: GaussianVAE,
     n: int,
 ) -> Float[Tensor, "n c h w"]:
-    """The modes of p(x|z) at draws of the prior, in [0, 1]."""
+    """The modes of p(x|z) at draws of the prior, in [0, 1].
+
+    Args:
+        recipe: of the model; nothing of it is needed.
+        model: trained.
+        n: images.
+    """
     return show_pixels(model.sample(n))
 
 

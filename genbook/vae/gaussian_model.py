@@ -209,6 +209,8 @@ class GaussianCoder(nn.Module):
     ) -> DiagonalGaussianDistribution:
         """The posterior q(z|x) of images in [−1, 1], with a mean `(B, L)`.
 
+        Args:
+            x: images in [−1, 1], of floats.
         Raises:
             ValueError: another shape, or pixels that are not finite real numbers.
         """
@@ -222,6 +224,8 @@ class GaussianCoder(nn.Module):
     ) -> DiagonalGaussianDistribution:
         """The likelihood p(x|z): a mean for each pixel, one variance for all.
 
+        Args:
+            z: a latent for each image.
         Raises:
             ValueError: z of another shape.
         """
@@ -244,6 +248,8 @@ class GaussianVAE(GaussianCoder):
     ) -> tuple[Float[Tensor, "batch c h w"], Float[Tensor, "batch"], Float[Tensor, "batch"]]:
         """Mode of p(x|z) for a draw z of q(z|x); −log p(x|z) and KL in nats.
 
+        Args:
+            x: images in [−1, 1], of floats.
         Raises:
             ValueError: as `encode`.
         """
@@ -260,6 +266,9 @@ class GaussianVAE(GaussianCoder):
         """The modes of p(x|z) at `n` draws of the prior, or draws from it; they may leave
         [−1, 1].
 
+        Args:
+            n: images.
+            draw: draws of p(x|z), with noise in each pixel, rather than its modes.
         Raises:
             ValueError: n below 1.
         """
@@ -272,7 +281,12 @@ class GaussianVAE(GaussianCoder):
         x: Float[Tensor, "batch c h w"],
         z: Float[Tensor, "batch *samples latent"],
     ) -> Float[Tensor, "batch *samples"]:
-        """log p(x|z) in nats for z `(B, L)` or, with K draws an image, `(B, K, L)`."""
+        """log p(x|z) in nats for z `(B, L)` or, with K draws an image, `(B, K, L)`.
+
+        Args:
+            x: images in [−1, 1], of floats.
+            z: latents of each image, one or K of them.
+        """
         x = x.repeat_interleave(z.shape[1], 0) if z.ndim == 3 else x
         return -self.decode(z.flatten(0, -2)).nll(x).view(z.shape[:-1])
 
@@ -286,6 +300,9 @@ class GaussianVAE(GaussianCoder):
         Eight images are decoded 16 times at once, whatever their number and K: few enough
         to stay in a processor's cache.
 
+        Args:
+            x: images in [−1, 1], of floats.
+            K: draws of z an image, at least 1.
         Raises:
             ValueError: K below 1, or images as `encode` says.
         """
@@ -299,7 +316,15 @@ def elbo_objective(
     model: GaussianVAE,
     batch: UInt8[Tensor, "batch c h w"],
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Negative ELBO of a batch of levels, nats an image ({eq}`eq-gaussian-vae-loss`)."""
+    """Negative ELBO of a batch of levels, nats an image ({eq}`eq-gaussian-vae-loss`).
+
+    Args:
+        model: that learns.
+        batch: levels from 0 to 255.
+    Returns:
+        What is minimised, and by name what is told of it, "elbo", "nll", −log p(x|z), and "kl", in
+        nats an image.
+    """
     _, nll, kl = (term.mean(0) for term in model(scale_pixels(batch)))
     return nll + kl, {"elbo": -(nll + kl), "nll": nll, "kl": kl}
 

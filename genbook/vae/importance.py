@@ -52,7 +52,15 @@ def iwae_bound(
     x: Num[Tensor, "batch *shape"],
     num_samples: Count,
 ) -> Float[Tensor, "batch"]:
-    """The K-sample bound E log (1/K) Σ_k w_k, one draw of it for each image, in nats ({eq}`eq-iwae-bound`)."""
+    """The K-sample bound E log (1/K) Σ_k w_k, one draw of it for each image, in nats ({eq}`eq-iwae-bound`).
+
+    Args:
+        model: with `encode` and `log_p_x_given_z`.
+        x: a batch of images, `(B, ...)`.
+        num_samples: K, draws of z an image, at least 1.
+    Raises:
+        ValueError: where K < 1.
+    """
     return log_mean_exp(log_importance_weights(model, x, num_samples))
 
 # %% ../../nbs/vae/importance.ipynb #e84cb526
@@ -102,6 +110,8 @@ def effective_sample_size(
 ) -> Float[Tensor, "batch"]:
     """Kish's effective number of samples, (Σ w)² / Σ w², between 1 and K ({eq}`eq-effective-sample-size`).
 
+    Args:
+        log_weights: log w_k, an image a row; a constant added to a row changes nothing.
     Raises:
         ValueError: where there are no samples.
     """

@@ -22,9 +22,15 @@ def latent_path(
 
     On the arc direction and length change at constant rates ({eq}`eq-spherical-path`).
 
+    Args:
+        z_1, z_2: the ends, one latent each, `(L,)` or `(1, L)`.
+        n: points, at least 2.
+        spherical: on the arc rather than on the line.
+    Returns:
+        A point a row, the first of them `z_1`.
     Raises:
-        ValueError: lengths that differ, n < 2, or ends without an arc between them: one of
-            them zero, or the two opposite.
+        ValueError: lengths that differ, n < 2, or ends without an arc between them: one of them
+            zero, or the two opposite.
     """
     z_1, z_2 = z_1.reshape(-1), z_2.reshape(-1)
     if z_1.shape != z_2.shape:
