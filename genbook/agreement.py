@@ -20,7 +20,11 @@ def other_images(
 ) -> set[str]:
     """The splits whose images at hand are not those that a record's figures are of.
 
-    Raises DataError where the data are not at hand.
+    Args:
+        run: whose record is compared.
+        at_hand: the run's data set, as it is read now.
+    Raises:
+        DataError: the data are not at hand.
     """
     recorded = run.record["data"]
     measured = {metric["split"] for metric in run.record["metrics"].values()}
@@ -67,10 +71,12 @@ def compare(
     """Each figure of a record beside the recomputed one, with the verdict, a row each.
 
     Args:
+        run: whose record is compared; its model is loaded and evaluated.
         data_root: where data sets are looked for first.
         opened: data sets that are open already; this one is added.
     Raises:
-        DataError: the data are not at hand, or a reader's own images are others; `unchecked` has the rows that say so.
+        DataError: the data are not at hand, or a reader's own images are others; `unchecked` has
+            the rows that say so.
         ValueError, KeyError, OSError: the record cannot be evaluated.
     """
     family, at_hand = family_of(run), None
@@ -90,7 +96,11 @@ def compare(
 def unchecked(
     run: Run,
 ) -> list[dict]:
-    """The rows of `compare` for a record whose data are not at hand."""
+    """The rows of `compare` for a record whose data are not at hand.
+
+    Args:
+        run: whose figures get a row each.
+    """
     return [_row(run, key, None, "not checked: no data") for key in run.record["metrics"]]
 
 

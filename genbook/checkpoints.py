@@ -53,10 +53,10 @@ def load_checkpoint(
 ) -> dict | None:
     """Read a checkpoint onto the CPU; None where there is none.
 
-    Raises ValueError where the file is not a checkpoint, or not as it was written.
-
     Args:
         path: the one file.
+    Raises:
+        ValueError: the file is not a checkpoint, or not as it was written.
     """
     path = Path(path)
     sweep(path.parent, f".{path.name}.*")
@@ -201,7 +201,8 @@ CHECK_EVERY = 50  # steps between looks on a GPU, where each makes the processor
 class Keeper:
     """Saves a state in time, and keeps the time.
 
-    Raises ValueError where `seconds` is below 0.
+    Raises:
+        ValueError: `seconds` is below 0.
     """
 
     def __init__(
@@ -219,7 +220,16 @@ class Keeper:
         self.start_clock()
 
     def begin(self, resume: bool) -> bool:
-        """Go on from the checkpoint where there is one and it is wanted; else clear the way."""
+        """Go on from the checkpoint where there is one and it is wanted; else clear the way.
+
+        Args:
+            resume: whether a checkpoint is wanted; where it is not, the file of an old one is
+                removed.
+        Returns:
+            Whether the run goes on from a checkpoint.
+        Raises:
+            ValueError: the checkpoint is not whole, or another run's.
+        """
         state = self.state
         resumed = resume and self.path is not None and state.resume(self.path, self.fingerprint)
         state.accelerator.wait_for_everyone()
@@ -248,7 +258,11 @@ class Keeper:
         self.saved = time.monotonic()
 
     def asked_to_stop(self, interrupted: bool) -> bool:
-        """Whether any process was interrupted. Where it was, or it is time, the state is saved."""
+        """Whether any process was interrupted. Where it was, or it is time, the state is saved.
+
+        Args:
+            interrupted: whether Ctrl-C was pressed in this process.
+        """
         state, stop, due = self.state, False, False
         alone = state.accelerator.num_processes == 1
         if alone or state.step % CHECK_EVERY == 0:

@@ -28,7 +28,13 @@ from .terminal import is_main, print_whatever_can_be, show, tell
 def find_recipe(
     name: str,
 ) -> tuple[Any, Any]:
-    """A recipe's family, and the recipe. Raises ValueError, with the nearest name, where there is none."""
+    """A recipe's family, and the recipe.
+
+    Args:
+        name: of a recipe in any family.
+    Raises:
+        ValueError: no such recipe; the nearest name is offered.
+    """
     from genbook import families
 
     recipes = families.all_recipes()

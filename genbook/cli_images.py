@@ -41,7 +41,11 @@ THREADS = Annotated[
 
 
 def settle_threads(threads: int | None) -> None:
-    """Choose threads before computing, and say so where others leave few."""
+    """Choose threads before computing, and say so where others leave few.
+
+    Args:
+        threads: of torch; where None, what `OMP_NUM_THREADS` says, and else as many as are free.
+    """
     if said := settle(threads):
         tell(said, "dim")
 
@@ -50,7 +54,13 @@ _PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 def check_out(out: Path) -> str:
-    """What is to be written: "picture", "npz" or "folder". Raises ValueError for another form, or a folder in use."""
+    """What is to be written: "picture", "npz" or "folder".
+
+    Args:
+        out: a path that ends in .png, .jpg, .jpeg, .webp or .npz, or a folder.
+    Raises:
+        ValueError: another form, or a folder in use.
+    """
     out = Path(os.path.expanduser(out))
     ending = out.suffix.lower()
     if out.is_dir():

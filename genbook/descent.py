@@ -139,6 +139,7 @@ def in_precision(
 
     Args:
         precision: "fp32" or "bf16".
+        device: the type of the device alone: "cpu", "cuda" or "mps".
     """
     halved = precision == "bf16" and has_bf16(device)
     return torch.autocast(device, torch.bfloat16, enabled=halved)
@@ -187,7 +188,8 @@ def best_device() -> str:
 class Plan(Checked):
     """How to train: all that is decided before the first step.
 
-    Raises ValueError, naming the field, where one is out of range.
+    Raises:
+        ValueError: a field is out of range; the message names it.
     """
 
     epochs: Amount  # passes over the data
@@ -223,11 +225,11 @@ def make_accelerator(
 
     On a processor without bfloat16 a run in bf16 is computed in float32.
 
-    Raises ValueError where the machine gives another device than was asked for.
-
     Args:
         device: "cpu", "cuda", "cuda:1", "mps"; the best there is where None.
         precision: "fp32" or "bf16".
+    Raises:
+        ValueError: the machine gives another device than was asked for.
     """
     alone = not torch.distributed.is_initialized()
     # Else the first run's choice would hold for all later ones.
@@ -244,13 +246,24 @@ def make_accelerator(
 
 # %% ../nbs/descent.ipynb #f5dc2c21
 def gather_processes(device: str | None = None) -> None:
-    """Let processes that were started together find each other; of one alone nothing is done."""
+    """Let processes that were started together find each other; of one alone nothing is done.
+
+    Args:
+        device: of this process, as `make_accelerator` takes it; the best there is where None.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         make_accelerator(device)
 
 
 def on_main(act: Callable[[], object]) -> None:
-    """Let the main process act while the others wait. Raises ValueError in all where it fails."""
+    """Let the main process act while the others wait.
+
+    Args:
+        act: called without arguments, in the main process alone; what it returns is dropped.
+    Raises:
+        ValueError: in all processes, where `act` fails with a ValueError or an OSError in the main
+            one.
+    """
     if not torch.distributed.is_initialized():
         act()
         return
@@ -268,7 +281,8 @@ def on_main(act: Callable[[], object]) -> None:
 class Batches:
     """The data on the device, cut into batches; of several processes each sees its share.
 
-    Raises ValueError where the processes cannot share a batch evenly.
+    Raises:
+        ValueError: the processes cannot share a batch evenly.
     """
 
     def __init__(
@@ -322,10 +336,10 @@ def rows_of(
 ) -> "Tensor | tuple[Tensor, ...]":
     """What is cut into batches: tensors as they are; the items of a data set, stacked once.
 
-    Raises ValueError where the items cannot be stacked.
-
     Args:
         data: to train on.
+    Raises:
+        ValueError: the items cannot be stacked.
     """
     if not isinstance(data, Dataset):
         return data
@@ -344,6 +358,7 @@ def check_data(
 
     Args:
         data: to train on.
+        batch_size: rows of a batch, which cannot be more than the data have.
     """
     tensors = data if isinstance(data, tuple) else (data,)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
@@ -361,7 +376,11 @@ def check_data(
 
 
 def content_digest(x: Shaped[Tensor, "*shape"]) -> str:
-    """SHA-256 of a tensor's bytes, in hexadecimal: other data of equal shape are other data."""
+    """SHA-256 of a tensor's bytes, in hexadecimal: other data of equal shape are other data.
+
+    Args:
+        x: of any type and shape, on any device.
+    """
     return hashlib.sha256(x.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()
 
 
@@ -373,6 +392,8 @@ def check_places(
     """Raise ValueError for arguments of `fit` that nothing can be done with.
 
     Args:
+        model: what is to be trained; it must be a module.
+        on_step: steps from 0 on, and a function that is called at them; None for none.
         files: by the argument's name.
     """
     if not isinstance(model, nn.Module):

@@ -34,7 +34,12 @@ def _conf() -> Any:
 
 
 def described(value: Any) -> str:
-    """A value for a message: of a tensor its type and shape."""
+    """A value for a message: of a tensor its type and shape.
+
+    Args:
+        value: any; all but tensors, arrays, numbers, texts and tuples are told by the name of their
+            type.
+    """
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         of = "a NumPy array, " if type(value).__module__ == "numpy" else ""
         return f"{of}{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
@@ -43,7 +48,11 @@ def described(value: Any) -> str:
 
 
 def spelled(hint: Any) -> str:
-    """A type as a signature spells it."""
+    """A type as a signature spells it.
+
+    Args:
+        hint: an annotation; of an `Annotated` one the type without its range.
+    """
     if typing.get_origin(hint) in _UNIONS:
         return " or ".join(map(spelled, typing.get_args(hint)))
     if typing.get_origin(hint) is Annotated:
@@ -57,7 +66,13 @@ def spelled(hint: Any) -> str:
 
 # %% ../nbs/edge.ipynb #e3a9c1d2
 def mistake(value: Any, hint: Any, name: str) -> str | None:
-    """What is wrong with one argument; None where nothing is, or where it cannot be told."""
+    """What is wrong with one argument; None where nothing is, or where it cannot be told.
+
+    Args:
+        value: what was given.
+        hint: the annotation that it must fit, ranges and shapes included.
+        name: of the argument, for the message.
+    """
     from beartype.door import is_bearable
     from beartype.roar import BeartypeException
 
@@ -127,7 +142,15 @@ def _asked(function: Callable) -> tuple[inspect.Signature, dict[str, Any]]:
 
 
 def misfit(function: Callable, args: tuple, kwargs: Mapping[str, Any]) -> tuple[Any, str] | None:
-    """The first argument of a call that doesn't fit, and what is wrong with it; or None."""
+    """The first argument of a call that doesn't fit, and what is wrong with it; or None.
+
+    Args:
+        function: what is called.
+        args, kwargs: the arguments of the call, by position and by name.
+    Returns:
+        The value, and a sentence that names function and argument; None where all arguments fit, or
+        where the call lacks some, which Python says itself.
+    """
     from jaxtyping import jaxtyped
 
     signature, hints = _asked(function)
@@ -149,6 +172,9 @@ def guarded(function: Callable) -> Callable:
     """A function whose arguments are compared with its signature where a call enters the package.
 
     Where they differ it raises ValueError, its own or one that names the argument.
+
+    Args:
+        function: annotated; what lacks an annotation is not compared.
     """
     torch = sys.modules.get("torch")
     compiling = torch.compiler.is_compiling if torch is not None else bool
@@ -180,7 +206,11 @@ def guarded(function: Callable) -> Callable:
 
 # %% ../nbs/edge.ipynb #92b39395
 def guard(module: MutableMapping[str, Any]) -> None:
-    """Put the public functions of a module, and those of its classes, behind the edge."""
+    """Put the public functions of a module, and those of its classes, behind the edge.
+
+    Args:
+        module: the names of an imported module, as `vars` gives them; changed in place.
+    """
     for name in module.get("__all__", ()):
         thing = module.get(name)
         if getattr(thing, "__module__", None) != module["__name__"]:
@@ -206,7 +236,15 @@ class Finder:
     def find_spec(
         cls, fullname: str, path: Any = None, target: Any = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """The module's spec, whose loader guards it."""
+        """The module's spec, whose loader guards it.
+
+        Args:
+            fullname: of the module that is imported, with the package's name; all but genbook's are
+                left to others.
+            path, target: Python hands them over; nothing here depends on them.
+        Returns:
+            The spec, or None for a module that others are to find.
+        """
         ours = fullname.startswith("genbook.") and not fullname.startswith("genbook.book")
         if not ours or fullname in cls.seeking:  # what makes the book is nobody's to call
             return None

@@ -123,13 +123,23 @@ class Family:
     decode: Callable | None = None  # (recipe, model, z) -> images in [0, 1] of latents (n, L)
 
     def splits(self, recipe: Any, data_root: Path | None) -> Splits | None:
-        """The recipe's data set, opened once for all that happens in a run."""
+        """The recipe's data set, opened once for all that happens in a run.
+
+        Args:
+            recipe: whose `data` names the set.
+            data_root: where data sets are looked for first; None for the usual places alone.
+        Returns:
+            The data set, of which nothing is read yet; None for a family without one.
+        """
         return None if self.drawn else Splits(recipe.data, data_root)
 
     @in_float32()
     def train(self, recipe: Any, job: Job) -> runs.Run | None:
         """Make a recipe, going on where an earlier attempt stopped, and write its record.
 
+        Args:
+            recipe: of this family.
+            job: where and how, with the run's folder.
         Returns:
             The run, or None where Ctrl-C stopped it; standard error says how to go on.
         """
@@ -154,6 +164,8 @@ class Family:
     def build(self, run: runs.Run) -> tuple[Any, Any]:
         """A record's recipe, and its model ready for inference, or what else it keeps.
 
+        Args:
+            run: of this family.
         Raises:
             ValueError: a record of another family.
         """
@@ -165,7 +177,16 @@ class Family:
 
     @in_float32()
     def evaluate(self, run: runs.Run, data_root: Path | None = None) -> dict[str, dict]:
-        """The final metrics of a recorded run, computed again from what it keeps."""
+        """The final metrics of a recorded run, computed again from what it keeps.
+
+        Args:
+            run: of this family.
+            data_root: where data sets are looked for first; None for the usual places alone.
+        Returns:
+            Metrics by name, each as a record keeps it.
+        Raises:
+            ValueError: a record of another family.
+        """
         recipe, kept = self.build(run)
         return self.figures(recipe, kept, self.splits(recipe, data_root))
 
@@ -173,6 +194,10 @@ class Family:
     def sample(self, run: runs.Run, n: Count, seed: int = 0) -> Float[Tensor, "n c h w"]:
         """Images of a recorded model, in [0, 1].
 
+        Args:
+            run: of this family.
+            n: how many images.
+            seed: of all that is drawn by chance.
         Raises:
             ValueError: a family that draws none, or n below 1.
         """
@@ -335,7 +360,12 @@ class Measured(dict):
         return {"seconds": self.seconds, "tensors": dict(self), "shapes": _shapes(self)}
 
     def once(self, part: str, make: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Measure a part, unless an earlier attempt did."""
+        """Measure a part, unless an earlier attempt did.
+
+        Args:
+            part: its name; its tensors are kept as "part.name".
+            make: measures it; called without arguments, it returns tensors by name.
+        """
         if part in self.seconds:
             return
         began = time.perf_counter()
@@ -378,6 +408,8 @@ def family(
 ) -> Family:
     """The family of that name.
 
+    Args:
+        name: a key of `FAMILIES`.
     Raises:
         ValueError: no such family; the nearest name is offered.
     """
@@ -409,6 +441,8 @@ def family_of(
 ) -> Family:
     """The family of a record.
 
+    Args:
+        run: whose record names its family.
     Raises:
         ValueError: a record of no family of the list.
     """
@@ -422,12 +456,13 @@ def with_images(
 ) -> Any:
     """A recipe that learns from a reader's own images, with a name that says so.
 
-    Raises ValueError where there is nothing at that place, where its family learns from no such
-    images, or where its network cannot have that side.
-
     Args:
+        recipe: one that learns from a data set; it stays as it is.
         images: a folder, an .npz or a .parquet file.
         side: in pixels.
+    Raises:
+        ValueError: nothing is at that place, the recipe's family learns from no such images, or its
+            network cannot have that side.
     """
     kind = field_types(type(recipe)).get("data")
     rules = [rule for rule in getattr(kind, "__metadata__", ()) if isinstance(rule, Needs)]

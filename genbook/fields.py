@@ -19,32 +19,59 @@ from annotated_types import Ge, Gt, Interval, Len, MultipleOf
 
 # %% ../nbs/fields.ipynb #9a94da30
 def at_least(least: float) -> Ge:
-    """Numbers from `least` on."""
+    """Numbers from `least` on.
+
+    Args:
+        least: the smallest that is allowed.
+    """
     return Ge(least)
 
 
 def above(bound: float) -> Gt:
-    """Numbers that are larger than `bound`."""
+    """Numbers that are larger than `bound`.
+
+    Args:
+        bound: the largest that is not allowed.
+    """
     return Gt(bound)
 
 
 def within(least: float, most: float) -> Interval:
-    """Numbers from `least` to `most`, both among them."""
+    """Numbers from `least` to `most`, both among them.
+
+    Args:
+        least: the smallest that is allowed.
+        most: the largest that is allowed.
+    """
     return Interval(ge=least, le=most)
 
 
 def below(bound: float, least: float = 0) -> Interval:
-    """Numbers from `least` on that are smaller than `bound`."""
+    """Numbers from `least` on that are smaller than `bound`.
+
+    Args:
+        bound: the smallest that is not allowed any more.
+        least: the smallest that is allowed.
+    """
     return Interval(ge=least, lt=bound)
 
 
 def multiple_of(step: int) -> MultipleOf:
-    """Numbers that `step` divides."""
+    """Numbers that `step` divides.
+
+    Args:
+        step: what must divide them.
+    """
     return MultipleOf(step)
 
 
 def entries(least: int, most: int | None = None) -> Len:
-    """Tuples of so many entries."""
+    """Tuples of so many entries.
+
+    Args:
+        least: the fewest entries.
+        most: the most entries; None for as many as one likes.
+    """
     return Len(least, most)
 
 
@@ -85,12 +112,23 @@ shares = Holding(
 
 
 def one_of(names: Iterable[str]) -> OneOf:
-    """The names that are allowed."""
+    """The names that are allowed.
+
+    Args:
+        names: in the order in which a message lists them.
+    """
     return OneOf(tuple(names))
 
 
 def nearest(given: object, names: Iterable[str]) -> str:
-    """A question that offers the nearest name; "" where none is near."""
+    """A question that offers the nearest name; "" where none is near.
+
+    Args:
+        given: what was asked for; of its text the first 100 characters count.
+        names: what there is.
+    Returns:
+        "; did you mean 'NAME'?", to be put behind a message.
+    """
     import difflib
 
     near = difflib.get_close_matches(str(given)[:100], list(names), n=1)
@@ -187,13 +225,21 @@ def _wanted(error: Any) -> str:
 
 
 def brief(value: object) -> str:
-    """A value for a message, cut where it is long."""
+    """A value for a message, cut where it is long.
+
+    Args:
+        value: any; it is told by its `repr`, of which at most 60 characters are left.
+    """
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def plain(value: Any) -> Any:
-    """A number of NumPy's as Python has it; all else as it is."""
+    """A number of NumPy's as Python has it; all else as it is.
+
+    Args:
+        value: a number of NumPy, or anything else.
+    """
     numpy = sys.modules.get("numpy")
     return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
 
@@ -207,13 +253,14 @@ def check_value(
 ) -> Any:
     """The value, as its type has it; a number of NumPy's becomes one of Python's.
 
-    Raises ValueError, naming it, where it is of another type or out of range.
-
     Args:
+        value: what was given.
         kind: its type, with ranges.
         what: its name, for the message.
         strict: else texts are read as numbers.
         of: whose it is, for a message of what that one needs.
+    Raises:
+        ValueError: the value is of another type or out of range; the message names it.
     """
     from pydantic import ValidationError
 
@@ -233,7 +280,13 @@ def _types(kind: Any) -> dict[str, Any]:
 
 
 def field_types(kind: Any) -> dict[str, Any]:
-    """The type of each field of a dataclass, with its range. Raises ValueError for another class."""
+    """The type of each field of a dataclass, with its range.
+
+    Args:
+        kind: a dataclass, not an object of it.
+    Raises:
+        ValueError: `kind` is no dataclass.
+    """
     if not isinstance(kind, type) or not dataclasses.is_dataclass(kind):
         raise ValueError(f"kind must be a dataclass, got {brief(kind)}")
     return _types(kind)
@@ -242,7 +295,9 @@ def field_types(kind: Any) -> dict[str, Any]:
 class Checked:
     """A frozen dataclass whose fields are compared with their types when it is made.
 
-    Raises ValueError, naming what is made and the field, where one is of another type or out of range.
+    Raises:
+        ValueError: a field is of another type or out of range; the message names it and what is
+            made.
     """
 
     def __post_init__(self) -> None:

@@ -58,6 +58,8 @@ def compile_players(
     """Make the step of each player a graph; a sentence on each whose step cannot be one.
 
     Args:
+        model: what the players move; its weights are the same afterwards.
+        movers: one for each player; their `compute` is made a graph.
         hold_all_but: lets one player's weights move, and no others.
         batch: as all batches of the run.
         options: of torch.compile.

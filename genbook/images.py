@@ -17,6 +17,8 @@ def scale_pixels(
 ) -> Float[Tensor, "*batch c h w"]:
     """Levels 0, 1, …, 255 as real numbers from −1 to 1 ({eq}`eq-pixel-scale`).
 
+    Args:
+        images: levels; any number of axes may stand before the channels.
     Raises:
         ValueError: images that are not uint8.
     """
@@ -28,7 +30,11 @@ def scale_pixels(
 def show_pixels(
     x: Float[Tensor, "*shape"],
 ) -> Float[Tensor, "*shape"]:
-    """Pixels from −1 to 1 as a screen wants them: in [0, 1], the rest cut off."""
+    """Pixels from −1 to 1 as a screen wants them: in [0, 1], the rest cut off.
+
+    Args:
+        x: of any shape; 0 becomes 0.5.
+    """
     return (0.5 * (x + 1)).clamp(0, 1)
 
 # %% ../nbs/images.ipynb #f2b4cd3b
@@ -61,8 +67,14 @@ def nearest(
 ) -> tuple[Float[Tensor, "n k"], Num[Tensor, "n k"]]:
     """The `k` images nearest to each picture: root-mean-square distances, and indices.
 
-    Pictures and distances are on the scale of [−1, 1]. Raises ValueError where there are fewer
-    than `k` images, or a picture isn't finite.
+    Pictures and distances are on the scale of [−1, 1].
+
+    Args:
+        pictures: what is compared, from −1 to 1.
+        images: what they are compared with, as levels from 0 to 255.
+        k: how many for each picture, the nearest first.
+    Raises:
+        ValueError: there are fewer than `k` images, or a picture isn't finite.
     """
     if not 1 <= k <= len(images):
         raise ValueError(f"k must be from 1 to the {len(images)} images, got {k}")
@@ -99,7 +111,11 @@ def with_neighbours(
 def roughness(
     x: Float[Tensor, "n c h w"],
 ) -> Float[Tensor, "n"]:
-    """Mean squared difference of neighbouring pixels: small where an image is blurred."""
+    """Mean squared difference of neighbouring pixels: small where an image is blurred.
+
+    Args:
+        x: on any scale; twice the contrast is four times as rough.
+    """
     down = (x[:, :, 1:] - x[:, :, :-1]).square().mean((1, 2, 3))
     across = (x[..., 1:] - x[..., :-1]).square().mean((1, 2, 3))
     return 0.5 * (down + across)

@@ -30,17 +30,29 @@ def check_same_shape(**tensors: Tensor) -> None:
 
 
 def at_hand(x: Shaped[Tensor, "*shape"]) -> bool:
-    """Whether values can be looked at without a wait: on a processor, and not in a graph."""
+    """Whether values can be looked at without a wait: on a processor, and not in a graph.
+
+    Args:
+        x: the values.
+    """
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def widen(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """`x` in float32, or float64 where it already is: half precision is too coarse for sums."""
+    """`x` in float32, or float64 where it already is: half precision is too coarse for sums.
+
+    Args:
+        x: real numbers in any precision.
+    """
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def sum_features(x: Float[Tensor, "batch *features"]) -> Float[Tensor, "batch"]:
-    """Sum over every axis but the first."""
+    """Sum over every axis but the first.
+
+    Args:
+        x: one row for each image; numbers without further axes stay as they are.
+    """
     return x.sum(dim=tuple(range(1, x.ndim))) if x.ndim > 1 else x
 
 # %% ../nbs/likelihoods.ipynb #b815899e

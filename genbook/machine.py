@@ -49,7 +49,13 @@ def busy_share(before: str, after: str, giving_way: bool = False) -> float:
 
 
 def free_cores(seconds: float = 0.25) -> float:
-    """How many of this process's cores nobody else uses, as watched for so many seconds."""
+    """How many of this process's cores nobody else uses, as watched for so many seconds.
+
+    Args:
+        seconds: between two looks at the counters.
+    Returns:
+        From 0 to the number of this process's cores; parts of a core count.
+    """
     everywhere, mine = os.cpu_count() or 1, cores()
     try:
         before = _STAT.read_text("utf-8")
@@ -61,7 +67,12 @@ def free_cores(seconds: float = 0.25) -> float:
 
 # %% ../nbs/machine.ipynb #5fd9dbb4
 def threads_for(free: float, of: int) -> int:
-    """Threads for a machine of which so much is free: from 1 to the number of cores."""
+    """Threads for a machine of which so much is free: from 1 to the number of cores.
+
+    Args:
+        free: cores that nobody uses, in parts of a core; 0.6 of one is enough for a thread.
+        of: cores there are.
+    """
     return max(1, min(of, int(free + 0.4)))
 
 # %% ../nbs/machine.ipynb #5e82bf31
@@ -112,7 +123,11 @@ def settle(threads: int | None = None) -> str:
 def out_of_memory(
     error: Exception,
 ) -> bool:
-    """Whether an error says that there was too little memory."""
+    """Whether an error says that there was too little memory.
+
+    Args:
+        error: of Python's, torch's or CUDA's.
+    """
     told = ("allocate memory", "enough memory", "out of memory")
     return isinstance(error, MemoryError) or any(words in str(error) for words in told)
 

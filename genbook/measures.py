@@ -18,7 +18,11 @@ from torch import Tensor
 def in_double(
     x: Shaped[Tensor, "*shape"],
 ) -> Float[Tensor, "*shape"]:
-    """The same numbers in float64: where they are, or on the processor if there is none there."""
+    """The same numbers in float64: where they are, or on the processor if there is none there.
+
+    Args:
+        x: numbers of any type.
+    """
     return x.cpu().double() if x.device.type == "mps" else x.double()
 
 # %% ../nbs/measures.ipynb #8220b8f6
@@ -27,7 +31,10 @@ def entropy(
 ) -> float:
     """−Σ p log p in nats; a class without a share adds nothing.
 
-    Raises ValueError where the shares don't sum to 1.
+    Args:
+        shares: at least 0, with the sum 1.
+    Raises:
+        ValueError: a share is below 0, or they don't sum to 1.
     """
     if not (shares >= 0).all() or not abs(shares.sum().item() - 1) < 1e-3:
         raise ValueError(f"shares must be at least 0 and sum to 1, got {shares.sum().item():g}")
@@ -40,6 +47,8 @@ def total_variation(
 ) -> Float[Tensor, "*n"]:
     """Total variation between class probabilities, in [0, 1] ({eq}`eq-classifier-change`).
 
+    Args:
+        before, after: probabilities, along the last axis, that are compared row by row.
     Raises:
         ValueError: numbers of classes that differ.
     """

@@ -36,7 +36,11 @@ class Objective(nn.Module):
         self,
         batch: "Tensor | tuple[Tensor, ...]",
     ) -> Any:
-        """The loss and the metrics of a batch, or what else the objective returns."""
+        """The loss and the metrics of a batch, or what else the objective returns.
+
+        Args:
+            batch: of the data: a tensor, or one of each where the data are several.
+        """
         reported = self.objective(self.model, batch)
         return (reported, {}) if isinstance(reported, Tensor) else reported
 
@@ -55,10 +59,14 @@ def players_of(
     objective: "Callable | Sequence[Player]",
     model: nn.Module,
 ) -> list[Player]:
-    """The players, each with a part of its own. Raises ValueError where there are none such.
+    """The players, each with a part of its own.
 
     Args:
         objective: a function for the whole model, or players.
+        model: whose parts they move.
+    Raises:
+        ValueError: what is no function and no sequence of players, a part that the model lacks or
+            that has no weights to move, or two players with a weight in common.
     """
     if callable(objective):
         players = [Player("", objective)]
@@ -85,7 +93,15 @@ def players_of(
 def remembered(
     optimizer: torch.optim.Optimizer,
 ) -> list[dict]:
-    """What it remembers of each weight once it has moved: the names, types and shapes."""
+    """What it remembers of each weight once it has moved: the names, types and shapes.
+
+    Args:
+        optimizer: of any kind; it stays as it is, since one like it makes a step on a weight of its
+            own.
+    Returns:
+        For each weight, in the order of the groups, what is kept of it by name; tensors stand for
+        their shape.
+    """
     memory = []
     for group in optimizer.param_groups:
         probe = torch.zeros(1, device=group["params"][0].device, requires_grad=True)
@@ -113,6 +129,7 @@ def optimizer_misfit(
     """What an optimiser cannot have kept after so many moves; "" where it can have kept all.
 
     Args:
+        optimizer: the run's own, fresh or not, with which the kept one is compared.
         state: what a checkpoint kept of it.
         moved: weights of which something is remembered.
         moves: that it has made.
@@ -141,11 +158,13 @@ def names_of(
     prefix: str,
     reported: Any,
 ) -> list[str]:
-    """What an objective reports, the loss first. Raises ValueError where it isn't scalars with names of their own.
+    """What an objective reports, the loss first.
 
     Args:
         prefix: of the player.
         reported: what its objective returned.
+    Raises:
+        ValueError: what is reported isn't scalars with names of their own.
     """
     if not (
         isinstance(reported, tuple) and len(reported) == 2 and isinstance(reported[1], Mapping)
@@ -179,11 +198,13 @@ def evaluated(
     found: Any,
     row: Mapping,
 ) -> dict[str, float]:
-    """More columns of a row. Raises ValueError where they aren't numbers by names of their own.
+    """More columns of a row.
 
     Args:
         found: what `evaluate` returned.
         row: of the history, as far as it is known.
+    Raises:
+        ValueError: what is reported isn't numbers by names of their own.
     """
     if not isinstance(found, Mapping):
         raise ValueError(f"evaluate must return a dict, got {brief(found)}")
@@ -224,23 +245,39 @@ class Mover:
         self.trace = torch.zeros(steps, 0)  # this epoch's values: a row a step
 
     def moves_at(self, step: int) -> bool:
-        """Whether it moves in a step, counted from 1."""
+        """Whether it moves in a step, counted from 1.
+
+        Args:
+            step: of the run, from 1 on.
+        """
         return step % self.every == 0
 
     def hold(self, free: bool) -> None:
-        """Let gradients reach the weights, or not."""
+        """Let gradients reach the weights, or not.
+
+        Args:
+            free: whether gradients reach them.
+        """
         for weight in self.weights:
             weight.requires_grad_(free)
 
     def set_lr(self, factor: float) -> None:
-        """Multiply the learning rates by the schedule's factor, but of groups marked `fix_lr`."""
+        """Multiply the learning rates by the schedule's factor, but of groups marked `fix_lr`.
+
+        Args:
+            factor: of this step, from 0 to 1.
+        """
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base if group.get("fix_lr") else base * factor
 
     def judge(
         self, batch: "Tensor | tuple[Tensor, ...]"
     ) -> tuple[Tensor, Mapping[str, Tensor | SupportsFloat]]:
-        """The loss and the metrics of a batch; of the first one looked at closely."""
+        """The loss and the metrics of a batch; of the first one looked at closely.
+
+        Args:
+            batch: of the data: a tensor, or one of each where the data are several.
+        """
         reported = self.compute(batch)
         if not self.names:
             self.names = names_of(self.prefix, reported)
@@ -249,7 +286,15 @@ class Mover:
     def note(
         self, step: int, loss: Float[Tensor, ""], metrics: Mapping[str, Tensor | SupportsFloat]
     ) -> None:
-        """Keep what was reported in a step. Raises ValueError where it isn't what was before."""
+        """Keep what was reported in a step.
+
+        Args:
+            step: of the run, from 1 on.
+            loss: of the step's batch.
+            metrics: of the same batch, by name, in the order of the first step.
+        Raises:
+            ValueError: the metrics are not those of the steps before.
+        """
         if not self.trace.numel():
             self.trace = torch.full((self.steps, len(self.names)), math.nan, device=loss.device)
         if self.names[1:] != list(metrics):
@@ -259,13 +304,24 @@ class Mover:
         self.trace[(step - 1) % self.steps] = torch.stack(row).detach()
 
     def reported(self, after: int, step: int) -> list[tuple[int, list[float]]]:
-        """The steps, from the one after `after` on, in which it moved, with what it reported."""
+        """The steps, from the one after `after` on, in which it moved, with what it reported.
+
+        Args:
+            after: a step of the run; it lies within the epoch of `step` or ends the one before.
+            step: the last one that counts.
+        Returns:
+            Pairs of a step and its values, the loss first, then the metrics.
+        """
         epoch = (step - 1) // self.steps * self.steps  # steps before this epoch
         values = self.trace[after - epoch : step - epoch].tolist()
         return [(n, row) for n, row in enumerate(values, after + 1) if self.moves_at(n)]
 
     def end_epoch(self, accelerator: Accelerator) -> dict[str, float]:
-        """The epoch's means over all processes, as columns of the history; a new epoch begins."""
+        """The epoch's means over all processes, as columns of the history; a new epoch begins.
+
+        Args:
+            accelerator: of the run, which knows the other processes.
+        """
         means = self.trace.cpu().double().nanmean(0)  # of whole epochs, in float64
         if accelerator.num_processes > 1:
             means = accelerator.reduce(means.to(self.trace.device), "mean")
@@ -279,7 +335,13 @@ class Mover:
         return {"optimizer": optimizer, "moved": len(optimizer["state"]), "names": self.names}
 
     def load(self, state: dict, trace: Float[Tensor, "steps values"], device: torch.device) -> None:
-        """Go on from what a checkpoint kept; the trace is what this process kept of its own."""
+        """Go on from what a checkpoint kept; the trace is what this process kept of its own.
+
+        Args:
+            state: what `state` gave then.
+            trace: the values of this epoch, a row a step.
+            device: where the trace is to lie.
+        """
         self.optimizer.load_state_dict(state["optimizer"])
         self.names, self.trace = state["names"], trace.to(device)
 
@@ -303,6 +365,7 @@ def mover_misfit(
     """What a player cannot have kept after so many steps; "" where it can have kept all.
 
     Args:
+        mover: the run's own, with which the kept one is compared.
         state: what a checkpoint kept of it.
         traces: of each process.
         step: of the run.

@@ -50,10 +50,12 @@ def set_random_states(
 def seed_everything(
     seed: int,
 ) -> None:
-    """Seed torch (on every device), NumPy and Python. Raises ValueError for a seed below 0.
+    """Seed torch (on every device), NumPy and Python.
 
     Args:
         seed: at least 0.
+    Raises:
+        ValueError: a seed below 0.
     """
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")

@@ -25,11 +25,12 @@ def look_up(
 ) -> str:
     """The name itself where it is known.
 
-    Raises ValueError, with the nearest known name, where it is not.
-
     Args:
+        given: the name that was asked for.
         known: the names there are.
         what: what they are names of, for the message.
+    Raises:
+        ValueError: the name is not known; the nearest known one is offered.
     """
     known = list(known)
     if given in known:
@@ -67,12 +68,13 @@ def parse_value(
 ) -> Any:
     """The value that a text stands for.
 
-    Raises ValueError, naming the field, where it is of another type or out of range.
-
     Args:
+        text: as it is written behind the "=" of `--set`.
         kind: the type of the field, with its range.
         field: its name, for the message.
         of: the recipe's, for a message of what that one needs.
+    Raises:
+        ValueError: the value is of another type or out of range; the message names the field.
     """
     return check_value(_pieces(text, kind), kind, field, strict=False, of=of)
 
@@ -84,6 +86,7 @@ def as_text(
     """A value as `parse_value` takes it.
 
     Args:
+        value: a number, a text, a truth value, None, or a tuple or list of them.
         between: what stands between the values of a tuple.
     """
     if isinstance(value, (tuple, list)):
@@ -104,7 +107,12 @@ def _check_recipe(recipe: Any) -> None:
 def as_name(
     text: str,
 ) -> str:
-    """A name that a folder can have: no separators, and short enough for any file system."""
+    """A name that a folder can have: no separators, and short enough for any file system.
+
+    Args:
+        text: of any length; what a name cannot have becomes "_", and what is beyond 120 characters
+            is cut off.
+    """
     return re.sub(r"[^\w.+=,-]", "_", text)[:120]
 
 
@@ -114,10 +122,12 @@ def override(
 ) -> Any:
     """The recipe with some fields changed, and with a name that says so where any differs.
 
-    Raises ValueError where a setting has no "=", names no field, or has a value of another type or out of range.
-
     Args:
+        recipe: it stays as it is.
         settings: each "field=value".
+    Raises:
+        ValueError: a setting has no "=", names no field, or has a value of another type or out of
+            range.
     """
     _check_recipe(recipe)
     kinds = field_types(type(recipe))
@@ -144,6 +154,13 @@ def field_notes(
 
     What it says of the default alone is left out where the recipe has another value. Raises
     ValueError for what is no recipe.
+
+    Args:
+        recipe: an object; the class alone will not do.
+    Returns:
+        Notes by the name of the field; fields without a comment are left out.
+    Raises:
+        ValueError: what is no recipe.
     """
     _check_recipe(recipe)
     source = "".join(map(inspect.getsource, reversed(type(recipe).__mro__[:-1])))
@@ -162,10 +179,11 @@ def changes_since(
 ) -> list[str]:
     """How a recipe differs from the one that a record keeps, a phrase for each field.
 
-    Raises ValueError for what is no recipe.
-
     Args:
         recorded: the fields of a recipe, as a record keeps them.
+        recipe: as it is now.
+    Raises:
+        ValueError: what is no recipe.
     """
     _check_recipe(recipe)
     now = json.loads(json.dumps(dataclasses.asdict(recipe)))

@@ -96,7 +96,13 @@ def _last_row(file: Path) -> dict[str, str]:
 
 # %% ../nbs/side-by-side.ipynb #960e9cd8
 def leash(source: int = 0) -> threading.Thread:
-    """Take the end of an input, a file descriptor, for Ctrl-C: standard input, if none is given."""
+    """Take the end of an input, a file descriptor, for Ctrl-C: standard input, if none is given.
+
+    Args:
+        source: the number of the input that is read until it ends; 0 is standard input.
+    Returns:
+        The thread that waits for the end.
+    """
 
     def watch():
         while os.read(source, 1024):
@@ -119,6 +125,7 @@ def run_all(
     """Run all lanes at once until none is going; their exit statuses.
 
     Args:
+        lanes: none of which has begun.
         tell_rows: called with all rows where one has changed.
         every: seconds between looks.
     """
@@ -154,7 +161,12 @@ def run_all(
 
 # %% ../nbs/side-by-side.ipynb #75f873fe
 def watch_all(lanes: Sequence[Lane], every: float = 0.5) -> list[int]:
-    """Run all lanes, and show on standard error how far they are; their exit statuses."""
+    """Run all lanes, and show on standard error how far they are; their exit statuses.
+
+    Args:
+        lanes: none of which has begun.
+        every: seconds between looks.
+    """
     console = Console(stderr=True, force_terminal=sys.stderr.isatty(), force_jupyter=False)
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:

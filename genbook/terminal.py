@@ -34,6 +34,7 @@ def show(
 
     Args:
         rows: all with the same keys.
+        as_json: print JSON, whatever it is printed on.
         title: above the table on a terminal.
     """
     console = Console(force_terminal=sys.stdout.isatty(), force_jupyter=False)
@@ -57,6 +58,7 @@ def as_table(
 
     Args:
         rows: all with the same keys.
+        title: above the table; None for none.
     """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for key, value in rows[0].items():
@@ -102,6 +104,7 @@ def as_blocks(
 
     Args:
         rows: all with the same keys.
+        title: above the blocks; None for none.
     """
     table = Table(title=title, title_justify="left", box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
@@ -145,6 +148,11 @@ def tell(
     message: str,
     style: str = "red",
 ) -> None:
-    """Print one line on standard error, in colour on a terminal."""
+    """Print one line on standard error, in colour on a terminal.
+
+    Args:
+        message: printed as it is; marks in it mean nothing.
+        style: a colour or another word of rich's: "red" for errors, "dim" for asides.
+    """
     console = Console(stderr=True, force_terminal=sys.stderr.isatty(), force_jupyter=False)
     console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -66,12 +66,15 @@ def fingerprint_of(
 ) -> dict:
     """What must agree for a checkpoint to be a run's: the plan, the data, and the shapes of all it works on.
 
-    Raises ValueError where `more` cannot be compared.
-
     Args:
         plan: with the device that the run has got.
+        batches: whose tensors count by their digests.
+        model: whose tensors count by their names and shapes.
+        players: who count by their part and how often they move.
         more: what else must agree, such as a recipe.
         graph: how the step is compiled.
+    Raises:
+        ValueError: `more` cannot be compared.
     """
     maker = getattr(plan.optimizer, "__qualname__", None) or str(plan.optimizer)
     settings = {
@@ -126,7 +129,11 @@ class State:
         return self.parts["averaged"].module if "averaged" in self.parts else self.model
 
     def hold_all_but(self, mover: Mover) -> None:
-        """Hold the weights of all other players still."""
+        """Hold the weights of all other players still.
+
+        Args:
+            mover: whose weights gradients reach.
+        """
         for other in self.movers if len(self.movers) > 1 else []:
             other.hold(other is mover)
 
@@ -147,14 +154,26 @@ class State:
         return self.step % self.steps == 0
 
     def save(self, path: "str | Path", fingerprint: dict) -> None:
-        """Write a checkpoint: of several processes, the main one, with the random states of all."""
+        """Write a checkpoint: of several processes, the main one, with the random states of all.
+
+        Args:
+            path: of the one file.
+            fingerprint: what must agree for it to be resumed, as `fingerprint_of` gives it.
+        """
         random, traces = gather_object([random_states()]), gather_object([_traces(self)])
         if self.accelerator.is_main_process:
             kept = {"fingerprint": fingerprint, "random": random, "traces": traces}
             save_checkpoint(path, kept | _kept(self))
 
     def resume(self, path: "str | Path", fingerprint: dict) -> bool:
-        """Go on from a checkpoint; False where there is none. Raises ValueError at another's."""
+        """Go on from a checkpoint; False where there is none.
+
+        Args:
+            path: of the one file.
+            fingerprint: of this run, as `fingerprint_of` gives it.
+        Raises:
+            ValueError: the checkpoint is not whole, or another run's.
+        """
         kept = load_checkpoint(path)
         if kept is None:
             return False
@@ -243,7 +262,14 @@ class Watch:
         return regular or self.state.accelerator.device.type == "cpu"
 
     def check(self, kept: str) -> None:
-        """See that all losses are finite, and move the bar. `kept` is told where one isn't."""
+        """See that all losses are finite, and move the bar. `kept` is told where one isn't.
+
+        Args:
+            kept: what is left of the run if it ends here, for the message.
+        Raises:
+            FloatingPointError: a loss isn't finite.
+            ValueError: two players report the same name.
+        """
         told = latest_values(self.state, self.seen, kept)
         if not self.bar.disable:
             shown = {name: f"{value:.4g}" for name, value in told.items()}
@@ -253,7 +279,12 @@ class Watch:
 
     @contextmanager
     def looking(self, at: int) -> Iterator[nn.Module]:
-        """The model to look at; `at` seeds the look's own randomness."""
+        """The model to look at; `at` seeds the look's own randomness.
+
+        Args:
+            at: a number of the look, such as its epoch or step, so that each look has its own
+                randomness and a repeated one the same.
+        """
         shown = self.state.shown.eval()
         with torch.no_grad(), own_randomness(self.state.plan.seed * 1_000_003 + at):
             yield shown
@@ -291,11 +322,13 @@ def latest_values(
 ) -> dict[str, float]:
     """What the players reported last.
 
-    Raises FloatingPointError where a loss isn't finite, ValueError where two players share a name.
-
     Args:
+        state: of the run; its players have noted their values.
         after: the step up to which values have been looked at.
         kept: what is left of the run if it ends here, for the message.
+    Raises:
+        FloatingPointError: a loss isn't finite.
+        ValueError: two players share a name.
     """
     latest: dict[str, float] = {}
     for mover in state.movers:
@@ -313,7 +346,11 @@ def latest_values(
 
 
 def end_epoch(state: State) -> dict:
-    """A row of the history: step, learning rate, seconds, and the means of the epoch."""
+    """A row of the history: step, learning rate, seconds, and the means of the epoch.
+
+    Args:
+        state: of the run, at the end of an epoch or before the first step.
+    """
     lr = state.movers[0].optimizer.param_groups[0]["lr"]
     row = {"epoch": state.step // state.steps, "step": state.step, "lr": lr}
     row["seconds"] = state.seconds
@@ -332,6 +369,10 @@ def descend(
     """Take the steps of a plan from where its state is, to the end or until Ctrl-C.
 
     Args:
+        state: from which it goes on, moved in place.
+        batches: of the whole run's data.
+        watch: what looks at the run.
+        keeper: what saves it.
         interrupted: whether Ctrl-C was pressed.
     """
     plan, schedule = state.plan, SCHEDULES[state.plan.schedule]

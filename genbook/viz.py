@@ -79,7 +79,11 @@ class Figure(MatplotlibFigure):
     """A matplotlib figure that a notebook shows as a sharp, transparent PNG."""
 
     def png(self, scale: float = 2.0) -> bytes:
-        """PNG bytes, `scale` pixels a screen pixel."""
+        """PNG bytes, `scale` pixels a screen pixel.
+
+        Args:
+            scale: pixels of the PNG for one of the screen, which has 100 an inch.
+        """
         buffer = io.BytesIO()
         with style():
             self.savefig(
@@ -191,6 +195,13 @@ def to_png(images: Num[Tensor, "n *chw"], ncols: int | None = None, gap: int = 1
     """PNG bytes of a plain grid, a pixel a pixel; the same images give the same bytes.
 
     The arguments are those of `tile`.
+
+    Args:
+        images: `(N, C, H, W)`, C one or three, or `(N, H, W)`; uint8, or numbers in [0, 1].
+        ncols: images a row; by default a grid about twice as wide as high.
+        gap: pixels between neighbours.
+    Raises:
+        ValueError: no images, another shape, or values outside [0, 1].
     """
     picture, _ = tile(images, ncols, gap)
     buffer = io.BytesIO()

@@ -92,13 +92,16 @@ def try_book(
     """Try checks, chapters side by side, and keep what is found in a folder.
 
     Args:
+        wanted: the checks; all of a chapter with the same labels are tried together.
+        nbs_dir: the folder of the notebooks; that of the book at hand where None.
         folder: where trials are kept; by default `_build/mutants` beside the notebooks.
         most: mutants of one check at most.
         budget: seconds for one check.
         workers: processes; with 0 the chapters run in this one.
         tell: is told which chapter is done.
-
-    Returns what went wrong, by chapter: a check that doesn't pass without a fault.
+    Returns:
+        What went wrong, by chapter, such as a check that doesn't pass without a fault; empty where
+        nothing did.
     """
     nbs = notebooks(nbs_dir)
     kept = Path(folder or nbs.parent / "_build" / "mutants")
@@ -127,10 +130,12 @@ def wanted_checks(
     """The checks to be tried: all those of the chapters in which one is not covered by the table.
 
     Args:
+        rows: of the table as it is.
         only: labels of equations; their chapters alone.
         again: also what the table covers.
-
-    Raises ValueError on a label that no check has.
+        nbs_dir: the folder of the notebooks; that of the book at hand where None.
+    Raises:
+        ValueError: a label that no check has.
     """
     found = checks(nbs_dir)
     known = {label for check in found for label in check.labels}
@@ -152,10 +157,14 @@ def try_equations(
     """Bring the table of mutants up to date.
 
     Args:
+        nbs_dir: the folder of the notebooks, beside which the table lies; that of the book at hand
+            where None.
         only: labels of equations; other chapters are left as they are.
         again: also what the table covers.
-
-    Returns the rows, of all equations or those in `only`, and what is short of the goal.
+        workers: processes, each with a chapter at a time; with 0 the chapters run in this one.
+        tell: is told which chapter is done.
+    Returns:
+        The rows, of all equations or those in `only`, and what is short of the goal.
     """
     nbs = notebooks(nbs_dir)
     table, folder = nbs.parent / "mutants.csv", nbs.parent / "_build" / "mutants"
@@ -203,8 +212,14 @@ def sample_again(
     How many faults are put into slow checks depends on how fast they are, so that the survivors need not be the table's.
 
     Args:
+        rows: of the table.
         count: equations at least; all those of a chapter are tried together.
+        nbs_dir: the folder of the notebooks; that of the book at hand where None.
+        workers: processes, each with a chapter at a time; with 0 the chapters run in this one.
+        tell: is told which chapter is done.
         least: the part of the faults that must be killed or live for a reason.
+    Returns:
+        A sentence on each equation with too many survivors, and what went wrong by chapter.
     """
     seed = "".join(row.digest for row in rows)
     names = sorted(
@@ -235,7 +250,11 @@ def listing(
     """What `genbook equations --mutants` prints: a row for each equation, and what is short of the goal.
 
     Args:
+        nbs_dir: the folder of the notebooks; that of the book at hand where None.
+        only: labels of equations; other chapters are left as they are.
+        again: also what the table covers.
         sample: how many equations that the table covers are tried again as well.
+        tell: is told which chapter is done.
     """
     rows, problems = try_equations(nbs_dir, only, again, tell=tell)
     if sample:

@@ -33,7 +33,11 @@ _FENCE = re.compile(r"[ \t>]*(`{3,}|~{3,}|:{3,})[ \t]*([^`\s]*)")
 def without_code(
     markdown: str,
 ) -> str:
-    """A text without its fenced code blocks; the fences of directives, `{name}`, are opened and their content kept."""
+    """A text without its fenced code blocks; the fences of directives, `{name}`, are opened and their content kept.
+
+    Args:
+        markdown: the text of a cell.
+    """
     kept: list[str] = []
     fences: list[tuple[str, bool]] = []
     for line in markdown.splitlines():
@@ -51,7 +55,11 @@ def without_code(
 def labels(
     markdown: str,
 ) -> list[str]:
-    """The labels of the numbered equations in a text, in order; code blocks are not looked into."""
+    """The labels of the numbered equations in a text, in order; code blocks are not looked into.
+
+    Args:
+        markdown: the text of a cell.
+    """
     return [dollars or option for dollars, option in _LABEL.findall(without_code(markdown))]
 
 # %% ../../nbs/book/equations.ipynb #fe2bd7d5
@@ -79,8 +87,11 @@ def coverage(
 ) -> list[Equation]:
     """Every numbered equation in the order of the book, with what covers it.
 
-    Raises ValueError that lists every label used twice, every check or definition of an unknown equation, and every
-    check that is hidden or not run.
+    Args:
+        nbs_dir: the folder of the notebooks; that of the book at hand where None.
+    Raises:
+        ValueError: a label is used twice, a check or a definition is of an unknown equation, or a
+            check is hidden or not run; the message lists all of them.
     """
     where: dict[str, str] = {}
     claims: dict[str, dict[str, list[str]]] = {"defines": {}, "checks": {}}
@@ -130,7 +141,11 @@ def coverage(
 def listing(
     nbs_dir: Path | str | None = None,
 ) -> tuple[list[dict], list[str]]:
-    """What `genbook equations` prints: a row for each equation, and what is wrong."""
+    """What `genbook equations` prints: a row for each equation, and what is wrong.
+
+    Args:
+        nbs_dir: the folder of the notebooks; that of the book at hand where None.
+    """
     notebooks(nbs_dir)
     try:
         found = coverage(nbs_dir)
@@ -155,7 +170,16 @@ def mark_equations(
     page: str,
     equations: Iterable[Equation],
 ) -> str:
-    """Put a mark that leads to the check, or to the definition, beside the number of each equation of a page."""
+    """Put a mark that leads to the check, or to the definition, beside the number of each equation of a page.
+
+    Args:
+        body: of the page, as HTML.
+        page: its name on the site, such as `vae/elbo`.
+        equations: of the whole book, as `coverage` gives them; those without a check or definition
+            get no mark.
+    Returns:
+        The HTML with its marks.
+    """
     by_id = {
         f"equation-{equation.label}".lower().replace("_", "-"): equation for equation in equations
     }
@@ -192,7 +216,10 @@ def coverage_table(
     """Every numbered equation as a Markdown table: its number, its chapter, and links to what covers it.
 
     Args:
-        mutants: rows of the [table of mutants](survivors.ipynb), for how many faults each check kills.
+        page: the name on the site of the page that shows the table, from which links are counted.
+        nbs_dir: the folder of the notebooks; that of the book at hand where None.
+        mutants: rows of the [table of mutants](survivors.ipynb), for how many faults each check
+            kills.
     """
     score = {row.equation: f"{row.killed} of {row.tried}" for row in mutants}
     titles = {

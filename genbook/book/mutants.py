@@ -33,7 +33,11 @@ class Mutant(NamedTuple):
 def one_line(
     code: str,
 ) -> str:
-    """Code with its line breaks and runs of blanks as single blanks."""
+    """Code with its line breaks and runs of blanks as single blanks.
+
+    Args:
+        code: of any number of lines.
+    """
     return " ".join(code.split())
 
 # %% ../../nbs/book/mutants.ipynb #78377dfd
@@ -43,7 +47,11 @@ Fault = tuple[str, ast.expr]  # a kind, and what stands in place of the expressi
 def wrong_number(
     node: ast.expr,
 ) -> Iterator[Fault]:
-    """A number a tenth too large, twice what it is, zero, and one."""
+    """A number a tenth too large, twice what it is, zero, and one.
+
+    Args:
+        node: the expression to be spoilt; it stays as it is.
+    """
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         value: Any = node.value
         for other in dict.fromkeys([round(value * 1.1, 12), 2 * value, 0, 1]):
@@ -59,7 +67,12 @@ def _drawn(node: ast.AST) -> bool:
 def wrong_sign(
     node: ast.expr,
 ) -> Iterator[Fault]:
-    """A minus lost, a sum for a difference and the reverse."""
+    """A minus lost, a sum for a difference and the reverse.
+
+    Args:
+        node: the expression to be spoilt; it stays as it is. Where what is added is noise its sign
+            tells nothing, and there is no fault.
+    """
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not _drawn(node):
         yield "sign", node.operand
     if (
@@ -74,7 +87,11 @@ def wrong_sign(
 def wrong_operator(
     node: ast.expr,
 ) -> Iterator[Fault]:
-    """A product for a quotient and the reverse, a product for a power, one comparison for another."""
+    """A product for a quotient and the reverse, a product for a power, one comparison for another.
+
+    Args:
+        node: the expression to be spoilt; it stays as it is.
+    """
     if isinstance(node, ast.BinOp):
         other: Any = {ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult}.get(type(node.op))
         if other:
@@ -93,7 +110,11 @@ def wrong_operator(
 def lost_term(
     node: ast.expr,
 ) -> Iterator[Fault]:
-    """A sum without one of its terms, a product without one of its factors, a power without its exponent."""
+    """A sum without one of its terms, a product without one of its factors, a power without its exponent.
+
+    Args:
+        node: the expression to be spoilt; it stays as it is.
+    """
     if isinstance(node, ast.BinOp):
         if isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div | ast.Pow):
             yield "term", node.left
@@ -137,7 +158,11 @@ def _called(node: ast.AST) -> tuple[str, list[ast.expr], bool]:
 def wrong_function(
     node: ast.expr,
 ) -> Iterator[Fault]:
-    """A root, square, logarithm, clamp or detach forgotten; a sum for a mean, a largest for a smallest."""
+    """A root, square, logarithm, clamp or detach forgotten; a sum for a mean, a largest for a smallest.
+
+    Args:
+        node: the expression to be spoilt; it stays as it is.
+    """
     name, operands, _ = _called(node)
     if operands and name in _BARE and not isinstance(operands[0], ast.Starred):
         yield "function", operands[0]
@@ -172,7 +197,11 @@ def _other_axes(node: ast.expr) -> Iterator[ast.expr]:
 def wrong_axis(
     node: ast.expr,
 ) -> Iterator[Fault]:
-    """The neighbouring axis, or one axis fewer, in what runs along an axis."""
+    """The neighbouring axis, or one axis fewer, in what runs along an axis.
+
+    Args:
+        node: the expression to be spoilt; it stays as it is.
+    """
     name, _, method = _called(node)
     if not name:
         return
@@ -194,7 +223,11 @@ def wrong_axis(
 def wrong_estimate(
     node: ast.expr,
 ) -> Iterator[Fault]:
-    """The biased estimate of a variance for the unbiased one, and the reverse."""
+    """The biased estimate of a variance for the unbiased one, and the reverse.
+
+    Args:
+        node: the expression to be spoilt; it stays as it is.
+    """
     name, _, _ = _called(node)
     if name not in ("var", "std", "cov", "var_mean", "std_mean"):
         return
@@ -212,7 +245,12 @@ def wrong_estimate(
 def wrong_argument(
     node: ast.expr,
 ) -> Iterator[Fault]:
-    """The first two operands of a call in the other order."""
+    """The first two operands of a call in the other order.
+
+    Args:
+        node: the expression to be spoilt; it stays as it is. Calls whose operands may change places
+            have no fault.
+    """
     name, operands, method = _called(node)
     if len(operands) < 2 or any(isinstance(a, ast.Starred | ast.Constant) for a in operands[:2]):
         return
@@ -253,7 +291,11 @@ def wrong_argument(
 def wrong_index(
     node: ast.expr,
 ) -> Iterator[Fault]:
-    """The next element for this one, a slice that begins where it should end."""
+    """The next element for this one, a slice that begins where it should end.
+
+    Args:
+        node: the expression to be spoilt; it stays as it is.
+    """
     if not isinstance(node, ast.Subscript):
         return
     parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
@@ -310,8 +352,9 @@ def places(
     """The expressions of a tree that may hold a fault, each with whether a bare number there counts.
 
     Args:
-        only_arithmetic: a bare number counts only as an operand of arithmetic, as in the cell of a check, where other
-            numbers say at which point the equation is looked at.
+        tree: of a cell or a function.
+        only_arithmetic: a bare number counts only as an operand of arithmetic, as in the cell of a
+            check, where other numbers say at which point the equation is looked at.
     """
 
     def visit(node: ast.AST, counts: bool) -> Iterator[tuple[ast.expr, bool]]:
@@ -380,9 +423,12 @@ def mutants(
     """Every mutant of a piece of Python.
 
     Args:
+        source: of a cell or a function.
         where: the name by which the mutants are told, that of the function.
         lines: the lines in which faults are put, counted from 1; by default all.
         only_arithmetic: as in `places`.
+    Raises:
+        SyntaxError: `source` is not Python.
     """
     tree = ast.parse(source)
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
@@ -416,7 +462,11 @@ def mutants(
 def compiles(
     source: str | bytes,
 ) -> bool:
-    """Whether a piece of Python can be parsed."""
+    """Whether a piece of Python can be parsed.
+
+    Args:
+        source: the piece, as text or as bytes in UTF-8.
+    """
     try:
         ast.parse(source)
     except SyntaxError:
@@ -462,9 +512,11 @@ def named_mutant(
     """The mutant that a directive `old -> new` names, in the one source in which `old` occurs once.
 
     Args:
+        directive: what stands behind `mutant:` in a cell.
         sources: what may hold it, by name.
-
-    Raises ValueError where there is no arrow, or `old` does not occur exactly once.
+    Raises:
+        ValueError: there is no arrow, `old` does not occur exactly once, or what comes out is not
+            Python.
     """
     old, arrow, new = directive.partition(" -> ")
     if not arrow:

@@ -41,6 +41,9 @@ def public_names(
     """The functions and classes in a module's `__all__`, in order, read from its source without importing it.
 
     A class is listed with what its constructor takes, where that stands in the class itself.
+
+    Args:
+        path: of the module.
     """
     tree = ast.parse(Path(path).read_text("utf8"))
     found = {}
@@ -75,7 +78,13 @@ def _signature(node: ast.FunctionDef | ast.ClassDef) -> str:
 def module_chapters(
     nbs_dir: Path | str | None = None,
 ) -> dict[str, str]:
-    """The chapter that each module of the package is exported from, in the order of the book."""
+    """The chapter that each module of the package is exported from, in the order of the book.
+
+    Args:
+        nbs_dir: the folder of the notebooks; that of the book at hand where None.
+    Returns:
+        Chapters, as `vae/elbo`, by the names of modules without the package's, as `vae.elbo`.
+    """
     found = {}
     for chapter, path in chapters(nbs_dir).items():
         for source in cells(json.loads(path.read_text("utf8")), "code"):
@@ -90,7 +99,13 @@ def api_list(
     page: str = "appendix/api",
     root: Path | None = None,
 ) -> str:
-    """The public names of a module as a Markdown definition list, headed by a link to the chapter that derives them."""
+    """The public names of a module as a Markdown definition list, headed by a link to the chapter that derives them.
+
+    Args:
+        module: its name without the package's, as `vae.elbo`.
+        page: the name on the site of the page that shows the list, from which links are counted.
+        root: the folder of the book; that of the book at hand where None.
+    """
     root = root or book_root()
     chapter = module_chapters(root / "nbs")[module]
     title = chapter_title(json.loads((root / "nbs" / f"{chapter}.ipynb").read_text("utf8")))
@@ -107,7 +122,13 @@ def api_lists(
     page: str = "appendix/api",
     root: Path | None = None,
 ) -> str:
-    """The lists of all modules of a part, a folder of the package, in the book's order; of those in none by default."""
+    """The lists of all modules of a part, a folder of the package, in the book's order; of those in none by default.
+
+    Args:
+        part: the folder's name, such as `vae`; "" for the modules that lie in none.
+        page: the name on the site of the page that shows the lists, from which links are counted.
+        root: the folder of the book; that of the book at hand where None.
+    """
     root = root or book_root()
     modules = [name for name in module_chapters(root / "nbs") if name.rpartition(".")[0] == part]
     headed = [
@@ -123,7 +144,11 @@ _CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 
 
 def as_rst(line: str) -> str:
-    """A line of a docstring in reStructuredText: roles and code as it writes them, and no other mark."""
+    """A line of a docstring in reStructuredText: roles and code as it writes them, and no other mark.
+
+    Args:
+        line: without its line break.
+    """
     kept: list[str] = []
 
     def keep(text: str) -> str:
@@ -140,7 +165,15 @@ def as_rst(line: str) -> str:
 
 
 def package_page(part: str = "", root: Path | None = None) -> str:
-    """What the page on a part of the package says: of each module its chapter, and all that autodoc finds in it."""
+    """What the page on a part of the package says: of each module its chapter, and all that autodoc finds in it.
+
+    Args:
+        part: the name of a folder of the package, such as `vae`; "" for the modules that lie in
+            none.
+        root: the folder of the book; that of the book at hand where None.
+    Returns:
+        The page's text below its title, as MyST.
+    """
     root = root or book_root()
     said = []
     for module, chapter in module_chapters(root / "nbs").items():
@@ -155,7 +188,12 @@ def package_page(part: str = "", root: Path | None = None) -> str:
 
 
 def without_ranges(signature: str) -> str:
-    """A signature whose types are those that a range was added to: `Annotated[int, within(1, 9)]` is `int`."""
+    """A signature whose types are those that a range was added to: `Annotated[int, within(1, 9)]` is `int`.
+
+    Args:
+        signature: as autodoc writes it: the arguments with their types, or the type of what is
+            returned.
+    """
     while found := re.search(r"~?(?:\w+\.)*Annotated\[", signature):
         depth, comma = 1, None
         for at, character in enumerate(signature[found.end() :], found.end()):
@@ -170,7 +208,11 @@ def without_ranges(signature: str) -> str:
 
 # %% ../../nbs/book/names.ipynb #e2f8b664
 def unique_names(root: Path | None = None) -> dict[str, str]:
-    """Public names that one module alone has, with their full names: `elbo_terms`, `genbook.vae.elbo.elbo_terms`."""
+    """Public names that one module alone has, with their full names: `elbo_terms`, `genbook.vae.elbo.elbo_terms`.
+
+    Args:
+        root: the folder of the book; that of the book at hand where None.
+    """
     root = root or book_root()
     owners: dict[str, list[str]] = {}
     for module in module_chapters(root / "nbs"):
@@ -181,7 +223,13 @@ def unique_names(root: Path | None = None) -> dict[str, str]:
 
 
 def link_names(doctree: "nodes.document", names: dict[str, str]) -> None:
-    """Make links of the code in a page's text that is one of the names."""
+    """Make links of the code in a page's text that is one of the names.
+
+    Args:
+        doctree: of the page; changed in place. What is a link, a title or an entry already stays as
+            it is.
+        names: the full name that each leads to, as `unique_names` gives them.
+    """
     from docutils import nodes
     from sphinx import addnodes
 

@@ -35,7 +35,12 @@ def split_directives(
 ) -> tuple[dict[str, str], str]:
     """Split a code cell into its directives, by name, and the code below them.
 
-    Raises ValueError on a directive that no tool knows, and on one that stands below the first line of code.
+    Args:
+        source: of a code cell.
+    Returns:
+        Values by name, with those of `mutant` and `survives` a line each, and the code.
+    Raises:
+        ValueError: a directive that no tool knows, or one that stands below the first line of code.
     """
     directives: dict[str, str] = {}
     lines = source.splitlines()
@@ -66,7 +71,10 @@ def cell_metadata(
 ) -> dict:
     """The MyST-NB metadata that says what the directives of a cell say.
 
-    Raises ValueError where a figure has no caption, or no label that begins with fig-.
+    Args:
+        directives: values by name, as `split_directives` gives them.
+    Raises:
+        ValueError: a figure has no caption, or no label that begins with fig-.
     """
     metadata: dict = {}
     if tags := [tag for (name, value), tag in _TAGS.items() if directives.get(name) == value]:
@@ -87,7 +95,11 @@ def cell_metadata(
 def plain_text(
     markdown: str,
 ) -> str:
-    """A caption as a screen reader should say it: no roles, links, emphasis or dollar signs."""
+    """A caption as a screen reader should say it: no roles, links, emphasis or dollar signs.
+
+    Args:
+        markdown: a line, in which there may be roles of MyST.
+    """
     text = re.sub(r"\{[\w:-]+\}`([^`<]*)[^`]*`", r"\1", markdown)
     text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text)
     return re.sub(r"[*`$]", "", text).replace("\\", "").strip()
@@ -99,6 +111,9 @@ def book_root(
     """The folder of the book: the nearest at or above `start` (the working directory) that holds a `_toc.yml`.
 
     Else the checkout that the package is imported from, or `start` where there is none.
+
+    Args:
+        start: the folder to begin at; the working directory where None.
     """
     start = Path(start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
@@ -114,6 +129,9 @@ def chapters(
     """Every notebook of the book by its name on the site (`vae/elbo`), in the order of the table of contents.
 
     Notebooks that the table of contents leaves out come last.
+
+    Args:
+        nbs_dir: the folder of the notebooks; that of the book at hand where None.
     """
     nbs_dir = Path(nbs_dir or book_root() / "nbs")
     found = {
@@ -136,7 +154,13 @@ def chapters(
 def notebooks(
     nbs_dir: Path | str | None = None,
 ) -> Path:
-    """The folder of the notebooks: that which is given, or that of the book at hand. Raises ValueError where it holds none."""
+    """The folder of the notebooks: that which is given, or that of the book at hand.
+
+    Args:
+        nbs_dir: the folder of the notebooks; that of the book at hand where None.
+    Raises:
+        ValueError: the folder holds no notebook.
+    """
     folder = Path(nbs_dir or book_root() / "nbs")
     if not chapters(folder):
         raise ValueError(
@@ -149,28 +173,46 @@ def cells(
     notebook: dict,
     kind: str,
 ) -> list[str]:
-    """The sources of the cells of one kind, `code` or `markdown`."""
+    """The sources of the cells of one kind, `code` or `markdown`.
+
+    Args:
+        notebook: as JSON has it.
+        kind: `code` or `markdown`.
+    """
     return [cell_source(cell) for cell in notebook["cells"] if cell["cell_type"] == kind]
 
 
 def cell_source(
     cell: dict,
 ) -> str:
-    """The text of a cell, which a notebook may hold as one string or as a list of lines."""
+    """The text of a cell, which a notebook may hold as one string or as a list of lines.
+
+    Args:
+        cell: as JSON has it.
+    """
     return cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
 
 
 def split_names(
     value: str,
 ) -> list[str]:
-    """The names in a list that commas divide."""
+    """The names in a list that commas divide.
+
+    Args:
+        value: the list; blanks around a name are dropped, and a name of nothing else counts as
+            none.
+    """
     return [name.strip() for name in value.split(",") if name.strip()]
 
 # %% ../../nbs/book/reader.ipynb #0b6e9082
 def chapter_title(
     notebook: dict,
 ) -> str:
-    """The heading of a notebook, or an empty string."""
+    """The heading of a notebook, or an empty string.
+
+    Args:
+        notebook: as JSON has it.
+    """
     lines = [line for text in cells(notebook, "markdown") for line in text.splitlines()]
     return next((line.removeprefix("# ").strip() for line in lines if line.startswith("# ")), "")
 
@@ -181,7 +223,14 @@ def make_cell(
     source: str,
     metadata: dict | None = None,
 ) -> dict:
-    """A cell of a notebook, as JSON has it."""
+    """A cell of a notebook, as JSON has it.
+
+    Args:
+        kind: `code` or `markdown`.
+        cell_id: by which the notebook knows it, unlike all others there.
+        source: its text.
+        metadata: none where None.
+    """
     cell = {"cell_type": kind, "id": cell_id, "metadata": metadata or {}, "source": source}
     return {**cell, "execution_count": None, "outputs": []} if kind == "code" else cell
 
@@ -190,7 +239,14 @@ def small_book(
     folder: Path | str,
     *sources: str,
 ) -> Path:
-    """Write a book of one chapter, to try things on; a source that begins with `md:` is prose, the others code."""
+    """Write a book of one chapter, to try things on; a source that begins with `md:` is prose, the others code.
+
+    Args:
+        folder: where the book is to lie; it is made where missing.
+        sources: of the cells, in order.
+    Returns:
+        The folder.
+    """
     root = Path(folder)
     (root / "nbs/vae").mkdir(parents=True, exist_ok=True)
     (root / "_toc.yml").write_text(
@@ -217,6 +273,7 @@ def imported_modules(
     `vae` and `vae.elbo` are returned.
 
     Args:
+        code: of a cell or a file; what isn't Python imports nothing.
         package: the package in which the code stands, from which its relative imports are counted.
     """
     found: set[str] = set()
@@ -241,7 +298,12 @@ def module_files(
     name: str,
     root: Path,
 ) -> list[Path]:
-    """The files that Python reads to import a module of genbook: those of the packages around it, then its own."""
+    """The files that Python reads to import a module of genbook: those of the packages around it, then its own.
+
+    Args:
+        name: of the module, without the package's; "" for the package itself.
+        root: the folder that holds the package.
+    """
     parts = name.split(".")
     folders = [root.joinpath("genbook", *parts[:depth]) for depth in range(len(parts) + 1)]
     files = [folder / "__init__.py" for folder in folders]
@@ -259,7 +321,15 @@ def dependencies(
     notebook: dict,
     root: Path,
 ) -> list[Path]:
-    """The files and folders that decide, besides its own code, what a notebook shows."""
+    """The files and folders that decide, besides its own code, what a notebook shows.
+
+    Args:
+        notebook: as JSON has it.
+        root: the folder of the book.
+    Returns:
+        Modules of the package, records that are named, what the directive `depends` names, and the
+        locks of the libraries, as far as they are there.
+    """
     sources = cells(notebook, "code")
     pending = set().union(*(imported_modules(split_directives(source)[1]) for source in sources))
     names: set[str] = set()
@@ -289,7 +359,11 @@ def dependencies(
 def digest(
     path: Path,
 ) -> str:
-    """A digest of a file, or of all the files in a folder, by content."""
+    """A digest of a file, or of all the files in a folder, by content.
+
+    Args:
+        path: of a file or a folder; byte code of Python's in a folder doesn't count.
+    """
     if path.is_file():
         stat = path.stat()
         return _file_digest(path, stat.st_mtime_ns, stat.st_size)
@@ -313,7 +387,11 @@ def _file_digest(path: Path, mtime_ns: int, size: int) -> str:
 def short_digest(
     content: bytes,
 ) -> str:
-    """Sixteen hexadecimal digits of a SHA-256."""
+    """Sixteen hexadecimal digits of a SHA-256.
+
+    Args:
+        content: whose digest it is.
+    """
     return hashlib.sha256(content).hexdigest()[:16]
 
 # %% ../../nbs/book/reader.ipynb #cdfba025
@@ -344,8 +422,13 @@ def read_notebook(
 ) -> "nbformat.NotebookNode":
     """Read a notebook of the book as MyST-NB is to see it: a hidden digest, tags for directives, notes at checks.
 
-    Pure: the same text and the same dependencies on disk give the same notebook. Raises ValueError as `split_directives`
-    and `cell_metadata` do.
+    Pure: the same text and the same dependencies on disk give the same notebook.
+
+    Args:
+        text: of the notebook, JSON.
+        root: the folder of the book; that of the book at hand where None.
+    Raises:
+        ValueError: as `split_directives` and `cell_metadata` do.
     """
     import nbformat
 

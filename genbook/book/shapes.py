@@ -70,7 +70,11 @@ def shaped(
 def beartype(
     function: Callable,
 ) -> Callable:
-    """beartype's decorator, for which an int will do where a float is asked for."""
+    """beartype's decorator, for which an int will do where a float is asked for.
+
+    Args:
+        function: whose arguments and result are compared with its annotations.
+    """
     from beartype import BeartypeConf
     from beartype import beartype as typed
 

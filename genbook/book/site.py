@@ -33,7 +33,13 @@ def page_digest(
     root: Path,
     marks: Iterable[Equation] = (),
 ) -> str:
-    """A digest of all that decides how a page looks: its notebook, its dependencies, its marks, and this part of the package."""
+    """A digest of all that decides how a page looks: its notebook, its dependencies, its marks, and this part of the package.
+
+    Args:
+        path: of the page's notebook.
+        root: the folder of the book.
+        marks: the equations of the page, with what covers them.
+    """
     notebook = json.loads(path.read_text("utf8"))
     parts = [
         digest(path),
@@ -51,11 +57,15 @@ def run_notebooks(
 ) -> list[Path]:
     """Run the notebooks whose outputs are not in the cache, several at a time, and put them there.
 
-    Returns those that were run. One that fails isn't kept: MyST-NB will run it again and report the error.
+    One that fails isn't kept: MyST-NB will run it again and report the error.
 
     Args:
+        paths: of notebooks.
+        cache_path: the folder of the cache, as MyST-NB keeps it.
         timeout: seconds that a cell may take.
         workers: notebooks at a time; one a core, at most four, where None.
+    Returns:
+        The paths of those that were run.
     """
     from jupyter_cache import get_cache
     from jupyter_cache.base import CacheBundleIn
@@ -109,6 +119,11 @@ def setup(
     """Connect the book to Sphinx: outdated pages, execution, marks beside equations, downloads.
 
     The build ends with an ExtensionError where `coverage` finds a mistake.
+
+    Args:
+        app: the build, to which this is connected.
+    Returns:
+        What Sphinx asks of an extension, such as whether it may be used in parallel.
     """
     from sphinx.errors import ExtensionError
     from sphinx.util import logging

@@ -43,7 +43,11 @@ class Source(NamedTuple):
 def function_source(
     code: types.CodeType,
 ) -> Source | None:
-    """The source of the outermost function or method that holds a code object; None where it is not to be had."""
+    """The source of the outermost function or method that holds a code object; None where it is not to be had.
+
+    Args:
+        code: of a function, or of something within one.
+    """
     whole = "".join(linecache.getlines(code.co_filename))
     if not whole:
         return None
@@ -73,7 +77,11 @@ def function_source(
 def code_objects(
     code: types.CodeType,
 ) -> Iterator[types.CodeType]:
-    """A code object and all those within it, in the order of the source."""
+    """A code object and all those within it, in the order of the source.
+
+    Args:
+        code: of a module, a function or a class.
+    """
     yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -84,7 +92,14 @@ def changed_code(
     source: Source,
     text: str,
 ) -> types.CodeType:
-    """The code of a function whose text was changed, compiled where it stands."""
+    """The code of a function whose text was changed, compiled where it stands.
+
+    Args:
+        source: of the function as it stands.
+        text: of the changed function, dedented.
+    Returns:
+        The code object of the function alone, with the line numbers that it has in its file.
+    """
     lines = source.whole.splitlines(keepends=True)
     indent = len(lines[source.first - 1]) - len(lines[source.first - 1].lstrip())
     lines[source.first - 1 : source.last] = textwrap.indent(text, " " * indent).splitlines(
@@ -100,7 +115,12 @@ def exchange(
 ) -> list[types.FunctionType]:
     """Let every living function with the code `old`, or with code from within it, have what stands at its place in `new`.
 
-    Returns the functions of `old` itself.
+    Args:
+        old: of a function.
+        new: of the changed function; where its variables from outside are others the old code
+            stays.
+    Returns:
+        The functions whose code was `old` itself.
     """
     found = []
     for before, after in zip(code_objects(old), code_objects(new), strict=False):
@@ -134,7 +154,14 @@ class Reach:
         return (file.startswith(self.package) and file != edge) or file in self.notebook_files
 
     def trace(self, frame: types.FrameType, event: str, argument: Any) -> Callable | None:
-        """What `sys.settrace` calls."""
+        """What `sys.settrace` calls.
+
+        Args:
+            frame: what is called.
+            event, argument: Python hands them over; nothing here depends on them.
+        Returns:
+            What notes the lines of this call; None for code of others.
+        """
         code = frame.f_code
         if not self._is_ours(code.co_filename):
             return None
@@ -160,7 +187,10 @@ def exercised(
     """The functions into which faults are put, with the lines of each that ran, counted within the function.
 
     Args:
+        reach: what ran while the cell ran.
         module: the name of the chapter's own module, without the package's.
+    Returns:
+        For each function its code object, its source, and the lines that ran.
     """
     sources = {code: function_source(code) for code in reach.lines}
     own = os.path.join(reach.package, *module.split(".")) + ".py"
@@ -265,7 +295,13 @@ class _Noting(ast.NodeTransformer):
 def numbers(
     value: Any,
 ) -> np.ndarray | None:
-    """The numbers in a value as one row of doubles, None where there are none."""
+    """The numbers in a value as one row of doubles, None where there are none.
+
+    Args:
+        value: a number, a tensor, an array, a network, a distribution, a dataclass, or a dict,
+            tuple or list of them; of a network also the gradients of its weights count, and what is
+            complex counts as two reals.
+    """
     if isinstance(value, bool | int | float | complex | np.number):
         return np.array([value]).view() if isinstance(value, complex) else np.array([float(value)])
     if isinstance(value, torch.Tensor):
@@ -295,7 +331,12 @@ def same(
     b: np.ndarray | None,
     tolerance: float = 1e-6,
 ) -> bool:
-    """Whether two rows of numbers agree up to rounding in single precision."""
+    """Whether two rows of numbers agree up to rounding in single precision.
+
+    Args:
+        a, b: as `numbers` gives them; None agrees with None alone, and NaN with NaN.
+        tolerance: of each number, as a part of it.
+    """
     if a is None or b is None:
         return a is b
     if a.shape != b.shape:
@@ -322,11 +363,23 @@ class Stage:
         return value
 
     def file(self, number: int) -> str:
-        """The name under which tracebacks and tracers know a cell."""
+        """The name under which tracebacks and tracers know a cell.
+
+        Args:
+            number: of the cell among the code cells, from 0 on.
+        """
         return f"<cell {number} of {self.module}>"
 
     def compiled(self, number: int, code: str, keep: bool = True) -> types.CodeType:
-        """The code object of a cell; the sides of its assertions are noted, unless the cell is exported."""
+        """The code object of a cell; the sides of its assertions are noted, unless the cell is exported.
+
+        Args:
+            number: of the cell among the code cells, from 0 on.
+            code: its text, or what stands in its place.
+            keep: whether tracebacks and tracers are to show this text as the cell's.
+        Raises:
+            SyntaxError: `code` is not Python.
+        """
         file = self.file(number)
         if keep:
             linecache.cache[file] = (len(code), None, code.splitlines(keepends=True), file)
@@ -337,12 +390,21 @@ class Stage:
         return compile(tree, file, "exec", dont_inherit=True)
 
     def run(self, number: int, code: str | None = None) -> None:
-        """Run a cell, or what stands in its place."""
+        """Run a cell, or what stands in its place.
+
+        Args:
+            number: of the cell among the code cells, from 0 on.
+            code: what stands in its place; the cell itself where None.
+        """
         text = self.cells[number][1] if code is None else code
         exec(self.compiled(number, text, keep=code is None), self.space)
 
     def runs(self, number: int) -> bool:
-        """Whether a cell is one that the book runs."""
+        """Whether a cell is one that the book runs.
+
+        Args:
+            number: of the cell among the code cells, from 0 on.
+        """
         directives, code = self.cells[number]
         export = re.search(r"\bnbdev_export\s*\(", code)
         return bool(code.strip()) and directives.get("eval") != "false" and not export
@@ -354,7 +416,12 @@ def in_copy(
 ) -> tuple[str, Any]:
     """Do some work in a copy of this process.
 
-    Returns `("done", result)`, `("raised", message)` or `("late", "")`.
+    Args:
+        work: called without arguments, with all that it prints dropped; its result must be one that
+            can be pickled.
+        seconds: after which the copy is ended.
+    Returns:
+        `("done", result)`, `("raised", message)` or `("late", "")`.
     """
     read, write = os.pipe()
     child = os.fork()

@@ -48,7 +48,11 @@ class Check(NamedTuple):
 def checks(
     nbs_dir: Path | str | None = None,
 ) -> list[Check]:
-    """Every cell of the book that checks an equation, in order."""
+    """Every cell of the book that checks an equation, in order.
+
+    Args:
+        nbs_dir: the folder of the notebooks; that of the book at hand where None.
+    """
     found = []
     for chapter, path in chapters(nbs_dir).items():
         for number, cell in enumerate(json.loads(path.read_text("utf8"))["cells"]):
@@ -76,6 +80,9 @@ def function_texts(
     """The functions and methods of a piece of Python by their qualified names, each with its code.
 
     What is said about it doesn't count, nor how it is laid out: neither changes what a check finds.
+
+    Args:
+        source: of a cell or a file; what isn't Python holds none.
     """
     try:
         tree = ast.parse(source)
@@ -105,7 +112,11 @@ class Book:
         self._texts: dict[str, dict[str, str]] = {}
 
     def texts(self, module: str) -> dict[str, str]:
-        """The functions of a module, by name: of its chapter's cells, or of its file."""
+        """The functions of a module, by name: of its chapter's cells, or of its file.
+
+        Args:
+            module: its name without the package's, as `vae.elbo`.
+        """
         if module not in self._texts:
             path = self.nbs / (module.replace(".", "/") + ".ipynb")
             file = self.nbs.parent / "genbook" / (module.replace(".", "/") + ".py")
@@ -119,7 +130,12 @@ class Book:
         return self._texts[module]
 
     def digest(self, check: Check, functions: Iterable[str]) -> str:
-        """A digest of a check and of the functions, `module:name`, that it exercises."""
+        """A digest of a check and of the functions, `module:name`, that it exercises.
+
+        Args:
+            check: of which the code counts, and the directives that matter to its trials.
+            functions: their addresses, as `vae.elbo:elbo_terms`, in any order.
+        """
         parts = [check.code]
         for address in sorted(functions):
             module, _, name = address.partition(":")
@@ -131,14 +147,26 @@ def trials_file(
     folder: Path,
     chapter: str,
 ) -> Path:
-    """Where the trials of a chapter are kept, a line a check."""
+    """Where the trials of a chapter are kept, a line a check.
+
+    Args:
+        folder: in which trials are kept.
+        chapter: its name on the site, such as `vae/elbo`.
+    """
     return folder / f"{chapter.replace('/', '-')}.jsonl"
 
 
 def kept_trials(
     folder: Path,
 ) -> dict[str, dict]:
-    """What earlier trials found, by the key of the check."""
+    """What earlier trials found, by the key of the check.
+
+    Args:
+        folder: in which trials are kept.
+    Returns:
+        Trials as they were written; the last one of a check counts, and what isn't JSON is passed
+        over.
+    """
     found: dict[str, dict] = {}
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text("utf8").splitlines():
@@ -177,7 +205,13 @@ def rows_from(
     nbs_dir: Path | str | None = None,
     commit: str = "",
 ) -> list[Row]:
-    """The table's rows for the equations all of whose checks have trials that still hold."""
+    """The table's rows for the equations all of whose checks have trials that still hold.
+
+    Args:
+        trials: what was found, by the key of the check.
+        nbs_dir: the folder of the notebooks; that of the book at hand where None.
+        commit: of the checkout in which they were made, for the table.
+    """
     book = Book(nbs_dir)
     held: dict[str, list[tuple[Check, dict]]] = {}
     missing: set[str] = set()
@@ -243,7 +277,12 @@ def write_table(
     rows: Iterable[Row],
     path: Path | str,
 ) -> None:
-    """Write the table, one line an equation; lists are JSON."""
+    """Write the table, one line an equation; lists are JSON.
+
+    Args:
+        rows: in the order in which they are to stand.
+        path: of the CSV file.
+    """
     from genbook.runs import write_atomic
 
     text = io.StringIO()
@@ -259,7 +298,11 @@ def write_table(
 def read_table(
     path: Path | str,
 ) -> list[Row]:
-    """Read the table; an absent file has no rows."""
+    """Read the table; an absent file has no rows.
+
+    Args:
+        path: of the CSV file.
+    """
     path = Path(path)
     if not path.is_file():
         return []
@@ -278,7 +321,12 @@ def stale(
     rows: Iterable[Row],
     nbs_dir: Path | str | None = None,
 ) -> list[Check]:
-    """The checks whose equations have no row, or one that no longer holds."""
+    """The checks whose equations have no row, or one that no longer holds.
+
+    Args:
+        rows: of the table as it is.
+        nbs_dir: the folder of the notebooks; that of the book at hand where None.
+    """
     book = Book(nbs_dir)
     by_label = {row.equation: row for row in rows}
     found = checks(nbs_dir)
@@ -301,7 +349,13 @@ def stale(
 def commit_of(
     folder: Path,
 ) -> str:
-    """The commit of a checkout, with a plus behind it where something has changed since; empty outside of one."""
+    """The commit of a checkout, with a plus behind it where something has changed since; empty outside of one.
+
+    Args:
+        folder: of the checkout.
+    Returns:
+        Twelve digits, such as `1a2b3c4d5e6f+`.
+    """
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         said = [
             subprocess.run(
@@ -320,7 +374,12 @@ def reasons(
     row: Row,
     found: Iterable[Check],
 ) -> dict[str, str]:
-    """The survivors of an equation, each with the reason that a check gives for it, or an empty string."""
+    """The survivors of an equation, each with the reason that a check gives for it, or an empty string.
+
+    Args:
+        row: of the equation.
+        found: the checks among which the equation's are, as `checks` gives them.
+    """
     lines = [line for check in found if row.equation in check.labels for line in check.reasons]
 
     def reason(survivor: str) -> str:
@@ -338,7 +397,12 @@ def survivors_list(
     rows: Iterable[Row],
     found: Iterable[Check],
 ) -> str:
-    """The faults that live, by equation, with their reasons, as Markdown."""
+    """The faults that live, by equation, with their reasons, as Markdown.
+
+    Args:
+        rows: of the table.
+        found: the checks beside which reasons stand, as `checks` gives them.
+    """
     found = list(found)
     lines = []
     for row in rows:
@@ -361,8 +425,12 @@ def shortcomings(
     """What keeps the table from the book's goal: too few killed over the book or for an equation, survivors without a reason.
 
     Args:
+        rows: of the table.
+        found: the checks beside which reasons stand, as `checks` gives them.
         share: the part of the faults that is to be killed over the book.
         least: the part for each equation.
+    Returns:
+        A sentence for each shortcoming; none where the goal is reached.
     """
     found = list(found)
     killed, tried = sum(row.killed for row in rows), sum(row.tried for row in rows)

@@ -48,8 +48,12 @@ def nearby(
     """A copy of a value, and of what it holds, with other numbers: tensors, floats and weights of networks.
 
     Args:
+        value: anything; what cannot be copied is handed back as it is, and whole numbers stay the
+            same.
+        chance: from which the moves are drawn.
         size: how far the numbers move, as a part of their own size.
-        added: they move by a part of the mean size instead, so that zeros move too and signs may turn.
+        added: they move by a part of the mean size instead, so that zeros move too and signs may
+            turn.
     """
     if isinstance(value, torch.Tensor):
         if not value.is_floating_point():
@@ -90,7 +94,14 @@ def result_of(
     function: Callable,
     arguments: dict[str, Any],
 ) -> np.ndarray | str:
-    """The numbers that a call gives: its result, its gradients, what it does to its arguments; or the error it raises."""
+    """The numbers that a call gives: its result, its gradients, what it does to its arguments; or the error it raises.
+
+    Args:
+        function: what is called, with torch's seed 0.
+        arguments: of the call, by name.
+    Returns:
+        One row of numbers, empty where there are none, or the name of the error's type.
+    """
     torch.manual_seed(0)
     try:
         outcome = function(**arguments)
@@ -128,7 +139,13 @@ def has_effect(
     code: types.CodeType,
     calls: list[dict[str, Any]],
 ) -> bool:
-    """Whether a function with other code gives other results: in the calls that were kept, or near them."""
+    """Whether a function with other code gives other results: in the calls that were kept, or near them.
+
+    Args:
+        function: as it stands.
+        code: that it is to have instead.
+        calls: arguments by name, of each call that was kept.
+    """
     other = types.FunctionType(
         code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
     )
@@ -152,7 +169,15 @@ def calls_of(
     work: Callable[[], Any],
     most: int = 4,
 ) -> list[dict[str, Any]]:
-    """The arguments of the first calls of some code while some work is done."""
+    """The arguments of the first calls of some code while some work is done.
+
+    Args:
+        code: of the function that is watched.
+        work: called without arguments.
+        most: calls that are kept at most.
+    Returns:
+        Arguments by name, copied before the call, for each.
+    """
     kept: list[dict[str, Any]] = []
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
@@ -216,7 +241,13 @@ def targets(
 ) -> list[Target]:
     """What may be broken for the check in a cell, with the mutants of each; those that the author names come first.
 
-    Raises ValueError where `mutates` names a function that the cell does not exercise.
+    Args:
+        stage: the chapter, in the state in which it arrives at the cell.
+        number: of the check among the code cells, from 0 on.
+        reach: what ran while the check ran.
+    Raises:
+        ValueError: `mutates` names a function that the cell does not exercise, or `mutant` names no
+            fault that can be put in.
     """
     directives, code = stage.cells[number]
     wanted = set(split_names(directives.get("mutates", "")))
@@ -258,7 +289,17 @@ def trial(
     before: list,
     seconds: float,
 ) -> Outcome:
-    """Put one fault in and run the check."""
+    """Put one fault in and run the check.
+
+    Args:
+        stage: the chapter, in the state in which it arrives at the cell.
+        number: of the check among the code cells, from 0 on.
+        target: what is broken.
+        mutant: the fault, one of those of the target.
+        before: what the check notes without a fault.
+        seconds: that the check takes without a fault; with ten times as many, and five more, it
+            counts as killed.
+    """
     replaced: Any = changed_code(target.source, mutant.source) if target.source else None
 
     def check() -> tuple[list, bool]:
@@ -299,7 +340,12 @@ def chosen(
     found: list[tuple[Target, Mutant]],
     most: int,
 ) -> list[tuple[Target, Mutant]]:
-    """At most so many mutants: all that are named; then of each place and kind by turns, in an order that is always the same."""
+    """At most so many mutants: all that are named; then of each place and kind by turns, in an order that is always the same.
+
+    Args:
+        found: all mutants, each with what it breaks.
+        most: how many; where more are named all of these, and no others.
+    """
     turns: dict[tuple[str, str, int], int] = {}
     order: list[tuple[bool, int, int, Target, Mutant]] = []
     for target, mutant in sorted(found, key=lambda pair: short_digest(pair[1].change.encode())):
@@ -330,10 +376,12 @@ def try_cell(
     """Try the check in a cell, in the state in which the chapter arrives there.
 
     Args:
+        stage: the chapter, in the state in which it arrives at the cell.
+        number: of the check among the code cells, from 0 on.
         most: mutants at most.
         budget: seconds; slow checks are tried on fewer mutants, but on a dozen at least.
-
-    Raises RuntimeError where the check does not pass without a fault.
+    Raises:
+        RuntimeError: the check does not pass without a fault.
     """
     directives, _ = stage.cells[number]
     labels = tuple(split_names(directives["checks"]))
@@ -411,11 +459,13 @@ def try_chapter(
     """Run a chapter up to its last check, and try each check, or those of the equations in `only`.
 
     Args:
+        path: of the notebook.
+        only: labels of equations; None for all.
         most: mutants of one check at most.
         budget: seconds for one check.
         tell: called after each check.
-
-    Raises RuntimeError where a check does not pass as it stands.
+    Raises:
+        RuntimeError: a check does not pass as it stands.
     """
     import genbook
 
@@ -446,7 +496,11 @@ def try_chapter(
 def killed_elsewhere(
     found: list[Tried],
 ) -> list[Tried]:
-    """The same trials, where a fault in a function that one check passes and another kills is the other's to kill."""
+    """The same trials, where a fault in a function that one check passes and another kills is the other's to kill.
+
+    Args:
+        found: the trials of one chapter.
+    """
     dead = {
         (o.mutant.where, o.mutant.change)
         for tried in found

@@ -300,7 +300,12 @@ class Gathered:
 
 
 def part_of(digest: str) -> str:
-    """The part of a picture with this SHA-256: "train", "valid" or "test"."""
+    """The part of a picture with this SHA-256: "train", "valid" or "test".
+
+    Args:
+        digest: of its levels, after it was brought to the wanted side, in hexadecimal; the first
+            eight digits decide.
+    """
     share = int(digest[:8], 16) / 16**8
     return "train" if share < 0.8 else "valid" if share < 0.9 else "test"
 

@@ -72,7 +72,14 @@ class Splits:
         return Split(torch.cat(images), None if labels[0] is None else torch.cat(labels))
 
     def digest(self, split: str) -> str:
-        """SHA-256, in hexadecimal, of a split's pixels and then its labels, a byte each."""
+        """SHA-256, in hexadecimal, of a split's pixels and then its labels, a byte each.
+
+        Args:
+            split: "train", "valid", "test" or "train+valid".
+        Raises:
+            ValueError: no such split.
+            DataError: its files are missing, damaged, or out of reach.
+        """
         found = self[split]
         return sha256(*found) if "+" in split else self._cut_from(split).digests[split]
 
@@ -115,7 +122,17 @@ class Opened(NamedTuple):
 def open_part(name: str, part: str, root: str | Path | None, download: bool) -> Opened:
     """Draw or read a published part; one that is nowhere to be found is downloaded first, if it may be.
 
-    Raises DataError where it may not be.
+    Args:
+        name: a name in `DATASETS`.
+        part: a published part: "train", "valid" or "test".
+        root: a folder to look in before `$GENBOOK_DATA` and the user's cache; None for these alone.
+        download: whether a part that is nowhere to be found may be downloaded.
+    Returns:
+        The part, and the copy that it was read from, None where it was drawn.
+    Raises:
+        ValueError: no such data set, or no such part of it.
+        DataError: the part is nowhere to be found and may not be downloaded, or its files are
+            damaged.
     """
     if data_set(name).embedded:
         return Opened(cut(name, part, deepcopy(drawn(name, part))), copy=None)
@@ -157,7 +174,12 @@ def load(
 def digest(name: str, split: str, root: str | Path | None = None) -> str:
     """SHA-256, in hexadecimal, of a split's pixels and then its labels, a byte each, as `load` gives them.
 
-    Raises ValueError and DataError as `load` does; nothing is downloaded.
+    Args:
+        name: a name in `DATASETS`, or that of a reader's own images.
+        split: "train", "valid", "test" or "train+valid".
+        root: a folder to look in before `$GENBOOK_DATA` and the user's cache; None for these alone.
+    Raises:
+        ValueError, DataError: as `load` does; nothing is downloaded.
     """
     return Splits(name, root, download=False).digest(split)
 
@@ -165,7 +187,11 @@ def digest(name: str, split: str, root: str | Path | None = None) -> str:
 def provenance(name: str, root: str | Path | None = None) -> dict:
     """What a record keeps about a data set: `Splits.provenance`, of data at hand.
 
-    Raises ValueError and DataError as `load` does; nothing is downloaded.
+    Args:
+        name: a name in `DATASETS`, or that of a reader's own images.
+        root: a folder to look in before `$GENBOOK_DATA` and the user's cache; None for these alone.
+    Raises:
+        ValueError, DataError: as `load` does; nothing is downloaded.
     """
     return Splits(name, root, download=False).provenance()
 

@@ -35,7 +35,11 @@ def cache_root() -> Path:
 
 
 def data_roots(root: str | Path | None = None) -> list[Path]:
-    """The folders that are searched, in this order: `root`, `$GENBOOK_DATA`, the user's cache."""
+    """The folders that are searched, in this order: `root`, `$GENBOOK_DATA`, the user's cache.
+
+    Args:
+        root: a folder to be searched before all others; None for none. "~" is the user's home.
+    """
     given = [root, os.environ.get("GENBOOK_DATA") or None]
     return [Path(os.path.expanduser(place)) for place in given if place is not None] + [
         cache_root()
@@ -59,12 +63,24 @@ class Copy:
         return self.files[2 if test_of_all else 0]  # all four files of MNIST lie in one folder
 
     def broken(self, path: Path, problem: str) -> DataError:
-        """The error to raise for one of the files."""
+        """The error to raise for one of the files.
+
+        Args:
+            path: of the file that is broken.
+            problem: what is wrong with it, to stand behind its path.
+        Returns:
+            The error, whose message ends with the command that mends the copy.
+        """
         return DataError(f"{path}: {problem}. To mend it: {mending_command(self.name, self.root)}")
 
 
 def mending_command(name: str, root: Path) -> str:
-    """The command that brings a good copy to where `load` looks first."""
+    """The command that brings a good copy to where `load` looks first.
+
+    Args:
+        name: a name in `DATASETS`.
+        root: the folder where the broken copy lies.
+    """
     command = f"genbook data fetch {name}"
     return command if root == cache_root() else f"{command} --data-root {root}"
 
@@ -126,7 +142,13 @@ def find(name: str, part: str = "train", root: str | Path | None = None) -> Copy
 
 
 def find_under(name: str, part: str, place: Path) -> Copy | None:
-    """The first copy of a part in one root of which at least one file is there."""
+    """The first copy of a part in one root of which at least one file is there.
+
+    Args:
+        name: a name in `DATASETS`.
+        part: a published part: "train", "valid" or "test".
+        place: the root, a folder that holds data sets.
+    """
     for layout, files in _layouts(name, part, place):
         if any(file.exists() for file in files):
             return Copy(name, part, place, layout, files)
@@ -317,7 +339,11 @@ def _read_parquet(copy: Copy) -> Arrays:
 
 
 def is_jpeg(copy: Copy) -> bool:
-    """Whether the first image of a parquet copy is a JPEG: a re-encoding, since no set here was published as one."""
+    """Whether the first image of a parquet copy is a JPEG: a re-encoding, since no set here was published as one.
+
+    Args:
+        copy: in the layout "parquet".
+    """
     import pyarrow.parquet as pq
 
     first = next(pq.ParquetFile(copy.files[0]).iter_batches(batch_size=1))
@@ -336,7 +362,11 @@ _READERS: dict[str, Callable[[Copy], Arrays]] = {
 def sha256(images: np.ndarray | Tensor, labels: np.ndarray | Tensor | None) -> str:
     """SHA-256, in hexadecimal, of the pixels and then the labels, a byte each.
 
-    Raises ValueError where one doesn't fit into a byte.
+    Args:
+        images: pixels, whole numbers from 0 to 255 in any type and shape.
+        labels: whole numbers from 0 to 255; None where there are none.
+    Raises:
+        ValueError: a pixel or a label doesn't fit into a byte.
     """
     digest = hashlib.sha256(as_bytes(images, "pixels"))
     if labels is not None:
@@ -347,7 +377,11 @@ def sha256(images: np.ndarray | Tensor, labels: np.ndarray | Tensor | None) -> s
 def as_bytes(values: np.ndarray | Tensor, what: str) -> UInt8[np.ndarray, "..."]:
     """Whole numbers from 0 to 255, a byte each; no copy where they are that already.
 
-    Raises ValueError, naming them, where they are others.
+    Args:
+        values: numbers of any type and shape.
+        what: their name, for the message.
+    Raises:
+        ValueError: the numbers are others; the message names them.
     """
     given = np.asarray(values)
     if given.dtype != np.uint8:
@@ -373,7 +407,13 @@ class Part:
 
 # %% ../../nbs/data/reading.ipynb #5b3f1b41
 def cut(name: str, part: str, whole: Split) -> Part:
-    """A published part with the digest of each of its splits."""
+    """A published part with the digest of each of its splits.
+
+    Args:
+        name: a name in `DATASETS`.
+        part: a published part: "train", "valid" or "test".
+        whole: the images and labels of the part, in the published order.
+    """
     unsummed = Part(whole, DATASETS[name].cuts(part), digests={})
     return replace(unsummed, digests={split: sha256(*unsummed[split]) for split in unsummed.cuts})
 
@@ -410,6 +450,8 @@ def _check_arrays(copy: Copy, images: np.ndarray, labels: np.ndarray | None) -> 
 def read(copy: Copy) -> Part:
     """A published part from its files, checked.
 
+    Args:
+        copy: where the files lie, as `find` gives it.
     Raises:
         DataError: a file is missing, unreadable, of the wrong shape, or not what was published.
     """
@@ -484,6 +526,11 @@ def read_decoded(copy: Copy) -> Part:
 
     Decoding 73,257 small WebP files takes ten seconds; reading them decoded takes a fraction of one. The decoded copy
     never lies beside its source, which may be read-only. A copy that is stale or damaged is made again.
+
+    Args:
+        copy: where the files lie, as `find` gives it.
+    Raises:
+        DataError: as `read` does.
     """
     quick = copy.layout == "npz" or (copy.layout == "torchvision" and copy.name == "mnist")
     if quick or not all(file.is_file() for file in copy.files):

@@ -60,7 +60,13 @@ class DataSet:
         }
 
     def cuts(self, part: str) -> dict[str, slice]:
-        """Which images of a published part make which splits."""
+        """Which images of a published part make which splits.
+
+        Args:
+            part: a published part: "train", "valid" or "test".
+        Returns:
+            Slices of the part's images, by the name of the split.
+        """
         if part == "train" and self.held_out:
             return {"train": slice(None, -self.held_out), "valid": slice(-self.held_out, None)}
         return {part: slice(None)}
@@ -166,7 +172,11 @@ def own_images(
 def data_set(name: str) -> DataSet:
     """The entry of the table, or a reader's own images.
 
-    Raises ValueError, which names the sets there are, where there is none.
+    Args:
+        name: a name in `DATASETS`, or that which `own_images` gives a reader's own.
+    Raises:
+        ValueError: no such data set, with those there are in the message; or a reader's images with
+            a side that is out of range.
     """
     if name in DATASETS:
         return DATASETS[name]
@@ -197,7 +207,11 @@ class Needs(OneOf):
     own: str = ""  # a reader's own images that will do, as their names begin; none where ""
 
     def misfit(self, dataset: DataSet) -> str:
-        """Why nothing can be learned from a data set, behind the model's name; "" where it can."""
+        """Why nothing can be learned from a data set, behind the model's name; "" where it can.
+
+        Args:
+            dataset: its entry, of which the images need not be read.
+        """
         pairs = [
             (self.bits and dataset.white != 1, "bits", f"levels from 0 to {dataset.white}"),
             (
@@ -236,6 +250,7 @@ def needs(
     Args:
         shape: channels, height, width; any where None.
         bits: pixels of 0 and 1.
+        labels: whether images must have labels.
         own: a reader's own images that will do: "bits:1", "images:1" or "images:3".
     """
     wanted = Needs((), shape, bits, labels, own)

@@ -352,6 +352,11 @@ _TOY_SEEDS = {"train": 0, "valid": 1, "test": 2}
 
 @lru_cache(maxsize=8)
 def drawn(name: str, split: str) -> Split:
-    """The train, valid or test split of a drawn set: the same images every time, in memory that all callers share."""
+    """The train, valid or test split of a drawn set: the same images every time, in memory that all callers share.
+
+    Args:
+        name: "toy_digits" or "toy_house_numbers".
+        split: "train", "valid" or "test", as far as the set has them.
+    """
     draw = {"toy_digits": toy_digits, "toy_house_numbers": toy_house_numbers}[name]
     return draw(DATASETS[name].published[split], seed=_TOY_SEEDS[split])

@@ -161,12 +161,12 @@ def save_weights(
 ) -> Path:
     """Write weights as safetensors, atomically, in half precision unless told otherwise.
 
-    Raises ValueError where a value does not fit the type.
-
     Args:
         path: usually `RUN/model.safetensors`.
         model: a model, or its state.
         dtype: of floating tensors; None keeps it.
+    Raises:
+        ValueError: a value does not fit the type.
     """
     import torch
     from safetensors.torch import save
@@ -212,10 +212,10 @@ def read_file(
 ) -> bytes:
     """The bytes of a run's file; where the run is recorded, those that the record is of.
 
-    Raises ValueError where it is no regular file, or `run.json` states another digest or none.
-
     Args:
         path: of a file of a run.
+    Raises:
+        ValueError: it is no regular file, or `run.json` states another digest or none.
     """
     path = Path(path)
     content = read_regular(path)
@@ -239,10 +239,10 @@ def load_weights(
 ) -> "dict[str, torch.Tensor]":
     """Read weights as a state for `load_state_dict`, floating tensors in float32.
 
-    Raises ValueError naming the file where it cannot be read, or is not the one of its record.
-
     Args:
         path: a safetensors file.
+    Raises:
+        ValueError: the file cannot be read, or is not the one of its record; the message names it.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -263,10 +263,10 @@ def describe_weights(
 ) -> dict:
     """File name, SHA-256, type and number of the values in a file, read without torch.
 
-    Raises ValueError where the file is cut off, or is none of safetensors.
-
     Args:
         path: a safetensors file.
+    Raises:
+        ValueError: the file is cut off, or is none of safetensors.
     """
     path = Path(path)
     content = read_regular(path)
@@ -297,6 +297,7 @@ def number(
     """A number as text, with a true minus sign, and none before a zero.
 
     Args:
+        value: to be rounded.
         digits: behind the point.
     """
     text = f"{value:.{digits}f}"

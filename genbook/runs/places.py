@@ -57,10 +57,10 @@ def book_names(
 ) -> list[str]:
     """The names of the book's records among the runs of a folder; none where it has no list.
 
-    Raises ValueError where the list is no list of names.
-
     Args:
         folder: of runs.
+    Raises:
+        ValueError: the list is no list of names.
     """
     path = Path(folder) / INDEX
     if not path.is_file():
@@ -132,7 +132,8 @@ def _check_replaceable(folder: Path) -> None:
 class Place:
     """Where a record belongs, and the scratch folder beside it in which it is made.
 
-    Raises ValueError where the folder cannot be renamed: the root, or where a disk is mounted.
+    Raises:
+        ValueError: the folder cannot be renamed: it is the root, or a disk is mounted there.
     """
 
     def __init__(
@@ -152,7 +153,11 @@ class Place:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Inside, nobody else makes a record here. Raises ValueError where somebody does."""
+        """Inside, nobody else makes a record here.
+
+        Raises:
+            ValueError: somebody else makes a record here.
+        """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.lock, timeout=0)
         try:
@@ -191,10 +196,10 @@ class Place:
     ) -> None:
         """Make the scratch folder ready.
 
-        Raises ValueError where the place is no folder, or holds what is no part of a record.
-
         Args:
             resume: go on from the checkpoint in the scratch folder where there is one.
+        Raises:
+            ValueError: the place is no folder, or holds what is no part of a record.
         """
         self.settle()
         _check_replaceable(self.folder)

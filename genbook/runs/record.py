@@ -63,7 +63,11 @@ class RunFolder:
 
     @cached_property
     def record(self) -> dict:
-        """The content of `run.json`. Raises ValueError where it does not meet its schema."""
+        """The content of `run.json`.
+
+        Raises:
+            ValueError: it does not meet its schema.
+        """
         record = read_json(self.path / "run.json")
         if problems := problems_of(Record, record):
             more = f"; and {len(problems) - 1} more (genbook records)" if problems[1:] else ""
@@ -76,10 +80,10 @@ class RunFolder:
     ) -> Path:
         """A file of the record, which is the one that was recorded.
 
-        Raises ValueError where it is another one, is missing, or is no regular file.
-
         Args:
             name: in the folder: "classes.csv", "samples/images.png".
+        Raises:
+            ValueError: the file is another one, is missing, or is no regular file.
         """
         read_file(self.path / name)
         return self.path / name
@@ -126,10 +130,10 @@ class RunFigures(RunFolder):
     ) -> float:
         """The value of a final metric.
 
-        Raises ValueError, with the nearest name, where there is none.
-
         Args:
             key: the name of a final metric.
+        Raises:
+            ValueError: no such metric; the nearest name is offered.
         """
         metrics = self.record["metrics"]
         if key not in metrics:
@@ -144,11 +148,11 @@ class RunFigures(RunFolder):
     ) -> str:
         """A final metric as text, with ± its standard error where it has one.
 
-        Raises ValueError, with the nearest name, where there is no such metric.
-
         Args:
             key: the name of a final metric.
             digits: behind the point.
+        Raises:
+            ValueError: no such metric; the nearest name is offered.
         """
         value, se = self.figure(key), self.record["metrics"][key]["se"]
         return number(value, digits) + ("" if se is None else f" ± {se:.{digits}f}")
@@ -174,11 +178,11 @@ class RunFigures(RunFolder):
     ) -> tuple[list[float], list[float]]:
         """A column against another, without the rows where it is empty.
 
-        Raises ValueError where there is no such column.
-
         Args:
             key: a column of `metrics.csv`.
             x: the column along the axis.
+        Raises:
+            ValueError: no such column.
         """
         pairs = [
             (a, b)
@@ -200,10 +204,10 @@ class RunFigures(RunFolder):
     ) -> "dict[str, torch.Tensor]":
         """The columns of a CSV file, float32 `(rows,)` by name; NaN where a field is empty.
 
-        Raises ValueError, with the names there are, where there is no such file.
-
         Args:
             name: of a CSV file of numbers in the folder, without its ending.
+        Raises:
+            ValueError: no such file; the message has the names there are.
         """
         import torch
 
@@ -255,10 +259,10 @@ class Run(RunFigures):
     ) -> "Run":
         """The run of that name or folder.
 
-        Raises ValueError, with the nearest name, where there is none.
-
         Args:
             name_or_path: a run's name under `runs_root()` or the book's, or its folder.
+        Raises:
+            ValueError: no such run; the nearest name is offered.
         """
         if (folder := run_folder(name_or_path)) is None:
             raise ValueError(_no_such_run(name_or_path))
@@ -270,10 +274,10 @@ class Run(RunFigures):
     ) -> Any:
         """The recipe as its dataclass; a field younger than the record has its default.
 
-        Raises TypeError where the record has a field that the dataclass lacks.
-
         Args:
             kind: the recipe's dataclass.
+        Raises:
+            TypeError: the record has a field that the dataclass lacks.
         """
         fields = {name: _as_tuple(value) for name, value in self.recipe.items() if name != "family"}
         return kind(**fields)
@@ -284,11 +288,11 @@ class Run(RunFigures):
     ) -> Any:
         """The model with the recorded weights, ready for inference.
 
-        Raises ValueError as `load_weights` does, and RuntimeError where they are another
-        model's.
-
         Args:
             model: of the recipe, changed in place.
+        Raises:
+            ValueError: as `load_weights` does.
+            RuntimeError: the weights are another model's.
         """
         model.load_state_dict(load_weights(self.weights))
         return model.eval()
@@ -358,16 +362,17 @@ def metric(
 ) -> dict:
     """A final metric, as `write_record` takes it.
 
-    Raises ValueError where a number is not finite, se or tolerance is below 0, n is no count
-    above 0, and split or unit is empty.
-
     Args:
         value: a number, or a tensor of one.
         se: its standard error, where there is one.
         n: images, or whatever else it was measured on.
         split: of the data set.
+        unit: such as "nats"; a text that is not empty.
         tolerance: within which a recomputation must agree.
         note: how it was measured, where that must be said.
+    Raises:
+        ValueError: a number is not finite, se or tolerance is below 0, n is no count above 0, or
+            split or unit is empty.
     """
     found = {
         "value": _plain(value),
@@ -392,13 +397,14 @@ def mean_metric(
 ) -> dict:
     """The mean of values as a final metric, with its standard error over them.
 
-    Raises ValueError where there are fewer than two values, and as `metric` does.
-
     Args:
         values: (n,), one for each image.
         split: of the data set.
+        unit: such as "nats"; a text that is not empty.
         tolerance: within which a recomputation must agree.
         note: how the values were measured.
+    Raises:
+        ValueError: there are fewer than two values; or as `metric` does.
     """
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(
@@ -500,22 +506,24 @@ def write_record(
 ) -> Run:
     """Write `run.json` for a finished run and return the run.
 
-    Raises ValueError where a final metric lacks a key or is not finite, and where the
-    weights are missing.
-
     Args:
         path: the run's folder, which holds its weights already.
         name: of the recipe.
         family: of models, which says how the weights are to be read.
         recipe: every field of the recipe.
         data: provenance, as `genbook.data.provenance` gives it.
+        seed: of all chance in the run.
         device: a device, or what `device_info` says of it.
         precision: "fp32" or "bf16".
         seconds: wall-clock of training, evaluation left out.
+        epochs_done: passes over the data; 0 for what is not trained.
         metrics: key -> {value, se, n, split, unit, tolerance, note?}.
         started: ISO time; now less `seconds` where not given.
         weights: or "features.safetensors".
         notes: what a reader must know of this run.
+    Raises:
+        ValueError: what would be written does not meet the schema, as where a final metric lacks a
+            key or is not finite; or the weights are missing.
     """
     path = Path(path)
     if not (path / weights).is_file():

@@ -173,6 +173,7 @@ def sentences(
     """What pydantic has found, a sentence each.
 
     Args:
+        error: raised when a value was compared with a model of this page, or with a type.
         where: what to put before the places.
     """
     found = []
@@ -202,6 +203,7 @@ def problems_of(
 
     Args:
         kind: what a value must be: a model of this page, or a type.
+        value: what is compared.
         where: what to call it.
         from_json: where a list stands for a tuple.
     """
@@ -240,10 +242,11 @@ def read_regular(
 ) -> bytes:
     """The bytes of a regular file; a link is not followed, and nothing is waited for.
 
-    Raises ValueError where the file is missing, is no regular file, or is larger than the limit.
-
     Args:
+        path: of the file.
         limit: bytes.
+    Raises:
+        ValueError: the file is missing, is no regular file, or is larger than the limit.
     """
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     flags |= getattr(os, "O_BINARY", 0)
@@ -279,10 +282,12 @@ def _no_constant(name: str) -> None:
 def read_json(
     path: str | Path,
 ) -> dict:
-    """A table in a JSON file. Raises ValueError, naming the file, where it is none.
+    """A table in a JSON file.
 
     Args:
         path: usually `RUN/run.json`.
+    Raises:
+        ValueError: there is no table in the file; the message names it.
     """
     path = Path(path)
     content = read_regular(path, JSON_LIMIT)
