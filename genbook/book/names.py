@@ -21,7 +21,6 @@ from genbook.book.reader import (
     module_files,
     split_directives,
 )
-from ..families import FAMILIES
 
 if TYPE_CHECKING:
     from docutils import nodes
@@ -141,6 +140,10 @@ def as_rst(line: str) -> str:
 
 def package_page(part: str = "", root: Path | None = None) -> str:
     """What the page on a part of the package says: of each module its chapter, and all that autodoc finds in it."""
+    from genbook.families import (
+        FAMILIES,
+    )  # which opens torch; a command that only lists equations does without
+
     root = root or book_root()
     said = []
     for module, chapter in module_chapters(root / "nbs").items():
