@@ -23,6 +23,8 @@ MODULES = {  # by their names in the package: "vae.elbo"; those of the notebooks
 }
 PARTS = sorted(path.parent.name for path in (ROOT / "genbook").glob("*/__init__.py"))
 BOOK_TOOLS = {
+    "bs4",
+    "docutils",
     "beartype",
     "nbformat",
     "jupyter_cache",

@@ -25,19 +25,20 @@ def told_by(page: str) -> dict[str, str]:
     from bs4 import BeautifulSoup
 
     soup, told = BeautifulSoup(page, "html.parser"), {}
-    for number in soup.select("div.math[id^=equation-] span.eqno"):
-        label = number.find_parent("div", class_="math")["id"].removeprefix("equation-")
-        told[f"eq:{label}"] = re.sub(r"[^(\d.)]", "", number.get_text())
+    for equation in soup.select("div.math[id^=equation-]"):
+        label = str(equation["id"]).removeprefix("equation-")
+        for number in equation.select("span.eqno"):
+            told[f"eq:{label}"] = re.sub(r"[^(\d.)]", "", number.get_text())
     for link in soup.select("a.reference.internal[href*='#']"):
-        name = link["href"].partition("#")[2]
+        name = str(link["href"]).partition("#")[2]
         if name.startswith("equation-"):
             told[f"eq:{name.removeprefix('equation-')}"] = link.get_text()
         elif link.find(class_="std-numref"):
             told[f"numref:{name}"] = link.get_text()
     for link in soup.select("a.footnote-reference[href^='#footcite-']"):
-        told[f"cite:{link['href'].removeprefix('#footcite-')}"] = link.get_text()
-    for number, pasted in enumerate(soup.select("span.pasted-text")):
-        told[f"glue:{number}"] = pasted.get_text()
+        told[f"cite:{str(link['href']).removeprefix('#footcite-')}"] = link.get_text()
+    for place, pasted in enumerate(soup.select("span.pasted-text")):
+        told[f"glue:{place}"] = pasted.get_text()
     notes = soup.select("aside.footnote[id^=footcite-]")
     told["references"] = "\n".join(f"- {' '.join(note.get_text().split())}" for note in notes)
     return told

@@ -21,7 +21,6 @@ from genbook.book.reader import (
     module_files,
     split_directives,
 )
-from ..families import FAMILIES
 
 if TYPE_CHECKING:
     from docutils import nodes
@@ -174,6 +173,8 @@ def package_page(part: str = "", root: Path | None = None) -> str:
     Returns:
         The page's text below its title, as MyST.
     """
+    from genbook.families import FAMILIES  # which opens torch: a list of equations needs none
+
     root = root or book_root()
     said = []
     for module, chapter in module_chapters(root / "nbs").items():
