@@ -225,7 +225,7 @@ def test_several_recipes_learn_from_the_same_pictures(genbook, pictures, tmp_pat
         ("simsiam-cifar10 --smoke --set k=99", "k must be from 1 to the "),
         ("simsiam-cifar10 --smoke --set batch_size=4096", "batch_size is 4096"),
         ("simsiam-cifar10 --smoke --images one", "are all the same, and tell nothing"),
-        ("vae-bmnist --set data=images:1x28:/tmp", "data must be one of binarized_mnist"),
+        ("vae-bmnist --set data=images:1x28:/tmp", "vae-bmnist needs bits"),
     ],
 )
 def test_what_cannot_be_is_one_sentence_before_training(
