@@ -301,13 +301,12 @@ class Checked:
     """
 
     def __post_init__(self) -> None:
-        of = getattr(self, "name", None)
-        begin = f"{of}: " if isinstance(of, str) and of else ""
+        name = getattr(self, "name", None)
+        of = name if isinstance(name, str) else ""
+        begin = f"{of}: " if of else ""
         for field, kind in field_types(type(self)).items():
             told = field if field == "name" else begin + field
-            object.__setattr__(
-                self, field, check_value(getattr(self, field), kind, told, of=of or "")
-            )
+            object.__setattr__(self, field, check_value(getattr(self, field), kind, told, of=of))
         for problem in self.disagreements():
             raise ValueError(begin + problem)
 

@@ -83,7 +83,7 @@ def test_every_field_of_every_recipe_can_be_given_as_text(name):
             "eval_samples must be at least 1, got '0'",
         ),
         ("vae-bmnist", "latent=1000000000000", "latent must be at most 65,536"),
-        ("vae-bmnist", "data=svhn", "data must be one of binarized_mnist, toy_digits"),
+        ("vae-bmnist", "data=svhn", "needs bits and images of 1 x 28 x 28; svhn has levels"),
         ("ddpm-svhn-compact", "bound_images=1", "bound_images must be at least 2, got '1'"),
         ("ddpm-svhn-compact", "mults=", "mults must be at least 2 long"),
         ("simsiam-cifar10", "MLP_mode=no_pred", "MLP_mode must be 'no_pred_mlp' or"),
