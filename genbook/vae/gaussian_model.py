@@ -60,8 +60,7 @@ class DiagonalGaussianDistribution:
 
     def __repr__(self):
         mean, std = (
-            f"{t.detach().double().mean():.3g}" if t.numel() else "no"
-            for t in (self.mean, self.std)
+            f"{t.detach().float().mean():.3g}" if t.numel() else "no" for t in (self.mean, self.std)
         )
         return f"{type(self).__name__}({tuple(self.mean.shape)}, mean {mean}, std {std} on average)"
 
