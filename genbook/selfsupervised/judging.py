@@ -91,6 +91,7 @@ def _by_labels(
         "valid_labels": held.to(torch.uint8),
         "test_labels": fresh.to(torch.uint8),
         "probe": torch.tensor(probe),
+        "probed": torch.tensor(len(labels[:PROBED])),
     }
 
 # %% ../../nbs/selfsupervised/judging.ipynb #425efcee
@@ -175,7 +176,7 @@ def final_metrics(
     for split, right in zip(("valid", "test"), found["probe"].tolist() if "probe" in found else ()):
         n, judge = (
             len(found[f"{split}_labels"]),
-            f"a linear classifier of at most {PROBED:,} images' features",
+            f"a linear classifier of {found.get('probed', PROBED):,} images' features",
         )
         metrics[f"{split}_probe"] = _share(right, n, split, judge)
     n = len(found["apart"])
