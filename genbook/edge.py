@@ -34,7 +34,7 @@ def _conf() -> Any:
 
 
 def described(value: Any) -> str:
-    """A value for a message: of a tensor its type and shape.
+    """A value for a message: of a tensor its type and shape, of a tuple each entry.
 
     Args:
         value: any; all but tensors, arrays, numbers, texts and tuples are told by the name of their
@@ -43,7 +43,10 @@ def described(value: Any) -> str:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         of = "a NumPy array, " if type(value).__module__ == "numpy" else ""
         return f"{of}{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
-    text = repr(value) if isinstance(value, (int, float, str, tuple)) else type(value).__name__
+    if isinstance(value, tuple):
+        text = f"({', '.join(map(described, value))}{',' * (len(value) == 1)})"
+    else:
+        text = repr(value) if isinstance(value, (int, float, str)) else type(value).__name__
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -28,7 +28,7 @@ def test_other_images_are_refused(shape):
 
 @pytest.mark.parametrize("by", [-1, 8])
 def test_shifts_are_within_the_image(by):
-    with pytest.raises(ValueError, match="by must be from 0"):
+    with pytest.raises(ValueError, match="by must be (from|at least) 0"):
         shifted(torch.zeros(2, 3, 8, 8), by)
 
 
@@ -62,5 +62,5 @@ def test_in_pieces_as_at_once():
 
 def test_images_that_are_scaled_already_are_refused():
     images = data.toy_house_numbers(4)
-    with pytest.raises(ValueError, match="uint8"):
+    with pytest.raises(ValueError, match=r"UInt8.*got \(float32 of shape"):
         classifier.objective(Classifier(4), (scale_pixels(images.images), images.labels))
