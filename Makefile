@@ -125,7 +125,8 @@ lock: $(VENV)/python.stamp
 	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	$(BIN)/python -m venv "$$fresh"; \
 	$(BIN)/python -c "import configparser; c = configparser.ConfigParser(delimiters=['=']); c.read('settings.ini'); \
-	print('\n'.join([*c['DEFAULT']['requirements'].split(), *c['DEFAULT']['dev_requirements'].split(), 'setuptools', 'wheel']))" > "$$fresh/wanted.txt"; \
+	c = c['DEFAULT']; \
+	print('\n'.join([*c['requirements'].split(), *c['export_requirements'].split(), *c['dev_requirements'].split(), 'setuptools', 'wheel']))" > "$$fresh/wanted.txt"; \
 	"$$fresh/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade -r "$$fresh/wanted.txt"; \
 	"$$fresh/bin/python" -m pip check; \
 	"$$fresh/bin/python" -m pip freeze --all --disable-pip-version-check | grep -vE '^(pip|triton|(nvidia|cuda)-[^=]+)==' | sed -E 's/\+(cpu|cu[0-9]+)$$//' | sort -f > "$$fresh/found"; \

@@ -18,6 +18,9 @@ setup(
     packages=find_packages(include=[settings["lib_path"], settings["lib_path"] + ".*"]),
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={
+        "export": settings["export_requirements"].split(),
+        "dev": [*settings["export_requirements"].split(), *settings["dev_requirements"].split()],
+    },
     entry_points={"console_scripts": settings["console_scripts"].split()},
 )

@@ -18,7 +18,16 @@ import typer
 from . import __version__
 from .cli_book import equations, records
 from .cli_data import DATA_ROOT, JSON, data_app
-from .cli_images import IMAGES, RUN, SIDE, THREADS, interpolate, sample, settle_threads
+from genbook.cli_images import (
+    IMAGES,
+    RUN,
+    SIDE,
+    THREADS,
+    export,
+    interpolate,
+    sample,
+    settle_threads,
+)
 from .machine import out_of_memory
 from .recipes import as_text, changes_since, field_notes, look_up, override
 from .side_by_side import INTERRUPTED, Lane, leash, watch_all
@@ -394,6 +403,7 @@ def evaluate(
 # %% ../nbs/cli.ipynb #6411fea1
 app.command()(sample)
 app.command()(interpolate)
+app.command()(export)
 
 # %% ../nbs/cli.ipynb #db9d7f89
 app.command()(records)

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'SIDE', 'RUN', 'THREADS', 'settle_threads', 'check_out', 'write_images', 'sample', 'interpolated',
-           'interpolate']
+           'interpolate', 'export']
 
 # %% ../nbs/cli-images.ipynb #2e4e1eca
 #| code-fold: true
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from .machine import settle
-from .terminal import tell
+from .terminal import show, tell
 
 # %% ../nbs/cli-images.ipynb #77066551
 IMAGES = Annotated[
@@ -223,3 +223,39 @@ def interpolate(
     images = interpolated(chosen, through, steps, seed, straight)
     write_images(images, out, steps)
     print(f"{len(images)} images between {through} latents of {chosen.name} in {out}")
+
+# %% ../nbs/cli-images.ipynb #184de6e0
+def export(
+    run: Annotated[str, RUN],
+    out: Annotated[Path | None, typer.Option(help="A folder; else RUN-export.")] = None,
+    weights_only: Annotated[
+        bool, typer.Option("--weights-only", help="safetensors alone, without ONNX.")
+    ] = False,
+    threads: THREADS = None,
+) -> None:
+    """Write a model's networks for other programs: ONNX and safetensors.
+
+    Each graph takes batches of any size, and is compared with torch before it is written. What goes
+    in and what comes out stands in export.json.
+
+    \b
+    Examples:
+      genbook export vae-bmnist-best
+      genbook export wgan-svhn --out generator
+    """  # noqa: D301
+    from genbook import exporting, runs
+
+    chosen = runs.Run.open(run)
+    out = exporting.check_folder(out or f"{chosen.name}-export")
+    settle_threads(threads)
+    tell("each network is followed, written and compared: a minute or two for a U-Net", "dim")
+    rows = [
+        {
+            "file": each.file,
+            "MB": f"{each.size / 1e6:.1f}",
+            "differs by": "" if each.difference is None else f"{each.difference:.0e}",
+            "what": each.says,
+        }
+        for each in exporting.export(chosen, out, weights_only)
+    ]
+    show(rows, False, str(out))

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'FAMILY', 'train', 'build', 'evaluate', 'sample', 'NoisePredictor', 'denoising_loss', 'DDPM',
            'spread_steps', 'losses', 'bound_terms', 'DDPMRecipe', 'figures', 'keep_samples', 'portrait', 'make', 'draw',
-           'decode']
+           'decode', 'parts']
 
 # %% ../../nbs/diffusion/ddpm.ipynb #f6b83930
 #| code-fold: true
@@ -25,7 +25,7 @@ from ..data import Colour, Splits, data_set
 from .derivation import Diffusion, extract, linear_betas, t_sample
 from .sampling import sample_ancestral, sample_ddim
 from .unet import UNet
-from ..families import Family, Headline, Job, Made, fit_recipe
+from ..families import Family, Headline, Job, Made, Part, fit_recipe
 from ..images import nearest, roughness, scale_pixels, show_pixels
 from ..randomness import own_randomness
 from ..viz import to_png
@@ -532,6 +532,27 @@ def decode(
     return show_pixels(sample_ddim(model.clipped_noise, model.diffusion, x, steps))
 
 
+def parts(recipe: DDPMRecipe, model: DDPM) -> dict[str, Part]:
+    """The network that sees noise, for other programs.
+
+    Args:
+        recipe: of the model.
+        model: trained.
+    """
+    last = recipe.timesteps - 1
+    return {
+        "unet": Part(
+            model,
+            lambda model, x, t: model.clipped_noise(x, t),
+            {"x": torch.zeros(2, *model.shape), "t": torch.tensor([0, last])},
+            ("noise",),
+            f"noised images x_t and the index of their step, 0 to {last}, to the noise in them, "
+            "such that the image behind it lies in [-1, 1]",
+            {"alphas_cumprod": model.diffusion.alphas_cumprod},
+        )
+    }
+
+
 _BITS = "test bits a channel, by the bound"
 _SIZES = {
     "ddpm-svhn": "8.07 M parameters, 30 epochs",
@@ -551,6 +572,7 @@ FAMILY = Family(
     figures=figures,
     draw=draw,
     decode=decode,
+    parts=parts,
     portrait=portrait,
 )
 train, build, evaluate, sample = FAMILY.train, FAMILY.build, FAMILY.evaluate, FAMILY.sample

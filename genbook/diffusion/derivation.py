@@ -135,7 +135,7 @@ def extract(
     Raises:
         ValueError: t is not a vector of B integers, or, on a processor, leaves [0, T).
     """
-    if t.ndim != 1 or len(t) != x_shape[0] or t.dtype not in (torch.int32, torch.int64):
+    if t.shape != x_shape[:1] or t.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             f"t must be {x_shape[0]} integers, one for each of the batch, "
             f"got {t.dtype} of shape {tuple(t.shape)}"

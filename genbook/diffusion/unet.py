@@ -345,7 +345,7 @@ class UNet(UNetLayers):
             )
         if not x.is_floating_point():
             raise ValueError(f"x must be real numbers, got {x.dtype}: see scale_pixels")
-        if t.shape != (len(x),) or t.dtype != torch.int64:
+        if t.shape != x.shape[:1] or t.dtype != torch.int64:
             raise ValueError(
                 f"t must be an int64 step for each of the {len(x)} images, "
                 f"got {t.dtype} of shape {tuple(t.shape)}"

@@ -4,7 +4,7 @@
 __all__ = ['RECIPES', 'FAMILY', 'train', 'build', 'evaluate', 'sample', 'MLPGenerator', 'MLPDiscriminator', 'GAN',
            'discriminator_objective', 'generator_objective', 'DigitClassifier', 'classification', 'train_classifier',
            'build_classifier', 'GANRecipe', 'Played', 'load_played', 'final_metrics', 'keep_samples', 'keep_portrait',
-           'make', 'draw']
+           'make', 'draw', 'parts']
 
 # %% ../../nbs/gan/minimax.ipynb #22b3af87
 #| code-fold: true
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .. import runs
 from ..data import Splits
 from ..data.sets import GreyDigits, data_set
-from ..families import Family, Headline, Job, Made, fit_recipe
+from ..families import Family, Headline, Job, Made, Part, fit_recipe
 from genbook.fields import (
     Checked,
     Count,
@@ -566,6 +566,31 @@ def draw(recipe: GANRecipe, played: Played, n: Count) -> Float[Tensor, "n c h w"
     return 0.5 * (played.model.sample(n) + 1)
 
 
+def parts(recipe: GANRecipe, played: Played) -> dict[str, Part]:
+    """The networks of the game, for other programs.
+
+    Args:
+        recipe: of the game.
+        played: trained.
+    """
+    return {
+        "generator": Part(
+            played.model,
+            lambda model, z: model.generator(z),
+            {"z": torch.zeros(2, recipe.latent)},
+            ("images",),
+            "latents of N(0, I) to images in [-1, 1]",
+        ),
+        "discriminator": Part(
+            played.model,
+            lambda model, x: model.discriminator(x),
+            {"x": torch.zeros(2, *data_set(recipe.data).shape)},
+            ("logit",),
+            "images in [-1, 1] to the logit of the probability that they are real",
+        ),
+    }
+
+
 FAMILY = Family(
     name="gan",
     recipe=GANRecipe,
@@ -581,6 +606,7 @@ FAMILY = Family(
     figures=final_metrics,
     draw=draw,
     decode=lambda recipe, played, z: 0.5 * (played.model.generator(z) + 1),
+    parts=parts,
     portrait=keep_portrait,
     load=load_played,
 )

@@ -118,7 +118,7 @@ class _Filter(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, filters, bias):
         ctx.save_for_backward(x)
-        shape = (len(x), len(bias), x.shape[2] // 2, x.shape[3] // 2)
+        shape = (x.shape[0], len(bias), x.shape[2] // 2, x.shape[3] // 2)
         return bias[:, None, None].expand(shape)
 
     @staticmethod

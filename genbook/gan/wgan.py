@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'FAMILY', 'train', 'build', 'evaluate', 'sample', 'halvings', 'Critic', 'Generator', 'WGAN',
            'critic_objective', 'generator_objective', 'update_batch_statistics', 'WGANRecipe', 'scores', 'slopes',
-           'final_metrics', 'keep_samples', 'keep_portrait', 'make', 'draw']
+           'final_metrics', 'keep_samples', 'keep_portrait', 'make', 'draw', 'parts']
 
 # %% ../../nbs/gan/wgan.ipynb #81fbeabf
 #| code-fold: true
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .. import runs
 from ..data import Splits
 from ..data.sets import Colour, data_set
-from ..families import Family, Headline, Job, Made, fit_recipe
+from ..families import Family, Headline, Job, Made, Part, fit_recipe
 from genbook.fields import (
     Checked,
     Count,
@@ -555,6 +555,31 @@ def draw(recipe: WGANRecipe, model: WGAN, n: Count) -> Float[Tensor, "n c h w"]:
     return show_pixels(model.sample(n))
 
 
+def parts(recipe: WGANRecipe, model: WGAN) -> dict[str, Part]:
+    """The networks of the game, for other programs.
+
+    Args:
+        recipe: of the game.
+        model: trained.
+    """
+    return {
+        "generator": Part(
+            model,
+            lambda model, z: model.generator(z),
+            {"z": torch.zeros(2, recipe.latent)},
+            ("images",),
+            "latents of N(0, I) to images in [-1, 1]",
+        ),
+        "critic": Part(
+            model,
+            lambda model, x: model.critic(x),
+            {"x": torch.zeros(2, *model.critic.shape)},
+            ("score",),
+            "images in [-1, 1] to their scores; only differences of them mean something",
+        ),
+    }
+
+
 FAMILY = Family(
     name="wgan",
     recipe=WGANRecipe,
@@ -570,6 +595,7 @@ FAMILY = Family(
     figures=final_metrics,
     draw=draw,
     decode=lambda recipe, model, z: show_pixels(model.generator(z)),
+    parts=parts,
     portrait=keep_portrait,
 )
 train, build = FAMILY.train, FAMILY.build

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'FAMILY', 'train', 'build', 'evaluate', 'Classifier', 'shifted', 'objective', 'class_probabilities',
-           'class_features', 'ClassifierRecipe', 'calibration', 'final_metrics', 'keep_portrait', 'make']
+           'class_features', 'ClassifierRecipe', 'calibration', 'final_metrics', 'keep_portrait', 'make', 'parts']
 
 # %% ../../nbs/judges/classifier.ipynb #ffd57b58
 #| code-fold: true
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from .. import runs
 from ..data import Splits
-from ..data.sets import Photographs
-from ..families import Family, Headline, Job, Made, fit_recipe
+from ..data.sets import Photographs, data_set
+from ..families import Family, Headline, Job, Made, Part, fit_recipe
 from genbook.fields import (
     Checked,
     Count,
@@ -326,6 +326,24 @@ def make(
     )
 
 
+def parts(recipe: ClassifierRecipe, model: nn.Module) -> dict[str, Part]:
+    """The classifier, for other programs.
+
+    Args:
+        recipe: of the model.
+        model: trained.
+    """
+    return {
+        "classifier": Part(
+            model,
+            lambda model, x: model(x),
+            {"x": torch.zeros(2, *data_set(recipe.data).shape)},
+            ("logits",),
+            "images in [-1, 1] to a logit for each class",
+        )
+    }
+
+
 FAMILY = Family(
     name="classifier",
     recipe=ClassifierRecipe,
@@ -342,6 +360,7 @@ FAMILY = Family(
     figures=final_metrics,
     portrait=keep_portrait,
     features=lambda model, images: class_features(model, scale_pixels(images)),
+    parts=parts,
     draws_nothing="a classifier names images that others draw",
 )
 train, build, evaluate = FAMILY.train, FAMILY.build, FAMILY.evaluate

@@ -23,7 +23,7 @@ from ..fields import Count, Width, one_of
 from ..randomness import own_randomness
 from .encoder import check_views, predictor, projector, resnet18
 from .judging import figures, portrait, pretrain
-from .pretraining import PretrainRecipe, features_of, two_views
+from .pretraining import PretrainRecipe, features_of, parts, two_views
 from .representations import spread
 from .simsiam import CosineSimilarity, SimSiam
 from .views import Augmentation, normalise
@@ -417,6 +417,7 @@ FAMILY = Family(
     figures=figures,
     portrait=portrait,
     features=features_of,
+    parts=parts,
     draws_nothing="it learns features of images, and makes none",
 )
 train, build, evaluate, sample = FAMILY.train, FAMILY.build, FAMILY.evaluate, FAMILY.sample

@@ -23,7 +23,7 @@ from ..fields import Count, Positive, Rate, Several, within
 from ..randomness import own_randomness
 from .encoder import check_views, predictor, projector, resnet18
 from .judging import figures, portrait, pretrain
-from .pretraining import PretrainRecipe, features_of
+from .pretraining import PretrainRecipe, features_of, parts
 
 # %% ../../nbs/selfsupervised/simsiam.ipynb #b7b1bd42
 class CosineSimilarity(nn.Module):
@@ -267,6 +267,7 @@ FAMILY = Family(
     figures=figures,
     portrait=portrait,
     features=features_of,
+    parts=parts,
     draws_nothing="it learns features of images, and makes none",
 )
 train, build, evaluate, sample = FAMILY.train, FAMILY.build, FAMILY.evaluate, FAMILY.sample

@@ -4,7 +4,7 @@
 __all__ = ['ACTIVATIONS', 'Objective', 'RECIPES', 'HEADLINES', 'FAMILY', 'train', 'build', 'evaluate', 'sample',
            'activation_layer', 'mlp', 'mlp_networks', 'conv_networks', 'BernoulliVAE', 'elbo_objective',
            'iwae_objective', 'unscaled_noise_objective', 'VAERecipe', 'elbo_terms_of_images', 'untrained_model',
-           'keep_samples', 'make', 'figures', 'draw']
+           'keep_samples', 'make', 'figures', 'draw', 'parts']
 
 # %% ../../nbs/vae/binarised-mnist.ipynb #7c3bfb02
 #| code-fold: true
@@ -25,7 +25,7 @@ from ..data import Splits
 from ..data.sets import Binary, data_set
 from ..descent import OPTIMIZERS, SCHEDULES
 from ..divergences import kl_gaussian_gaussian_analytic
-from ..families import Family, Headline, Job, Made, fit_recipe
+from ..families import Family, Headline, Job, Made, Part, fit_recipe
 from ..likelihoods import at_hand, log_likelihood_bernoulli_logits
 from ..randomness import own_randomness, standard_normal
 from .elbo import LatentModel, elbo_terms
@@ -608,6 +608,32 @@ HEADLINES = {
     ),
 }
 
+def parts(recipe: VAERecipe, model: BernoulliVAE) -> dict[str, Part]:
+    """The networks of a model, for other programs.
+
+    Args:
+        recipe: of the model.
+        model: trained.
+    """
+    images, latents = torch.zeros(2, *data_set(recipe.data).shape), torch.zeros(2, recipe.latent)
+    return {
+        "encoder": Part(
+            model,
+            lambda model, x: model.encode(x),
+            {"x": images},
+            ("mean", "logvar"),
+            "images of bits to mean and log-variance of q(z|x)",
+        ),
+        "decoder": Part(
+            model,
+            lambda model, z: model.decode(z).sigmoid(),
+            {"z": latents},
+            ("images",),
+            "latents, of N(0, I) or of q(z|x), to probabilities of white",
+        ),
+    }
+
+
 FAMILY = Family(
     name="vae",
     recipe=VAERecipe,
@@ -617,5 +643,6 @@ FAMILY = Family(
     figures=figures,
     draw=draw,
     decode=lambda recipe, model, z: model.decode(z).sigmoid(),
+    parts=parts,
 )
 train, build, evaluate, sample = FAMILY.train, FAMILY.build, FAMILY.evaluate, FAMILY.sample

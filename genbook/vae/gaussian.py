@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['RECIPES', 'FAMILY', 'train', 'build', 'evaluate', 'sample', 'GaussianVAERecipe', 'batches', 'terms_of_images',
            'posteriors_of', 'reconstruct', 'interpolate', 'keep_pictures', 'make', 'bound_figures',
-           'likelihood_figures', 'neighbour_figures', 'figures', 'latent_profile', 'spectrum', 'portrait', 'draw']
+           'likelihood_figures', 'neighbour_figures', 'figures', 'latent_profile', 'spectrum', 'portrait', 'draw',
+           'parts']
 
 # %% ../../nbs/vae/gaussian.ipynb #3c9f0efb
 #| code-fold: true
@@ -22,7 +23,7 @@ from .. import runs
 from ..data import Splits
 from ..data.sets import Colour, data_set
 from ..descent import OPTIMIZERS
-from ..families import Family, Headline, Job, Made, fit_recipe
+from ..families import Family, Headline, Job, Made, Part, fit_recipe
 from genbook.fields import (
     Checked,
     Count,
@@ -505,6 +506,36 @@ def draw(
 
 
 _HEADLINE = ("test_log_px", "test log p(x), K = 200, pixels in [−1, 1]")
+def _posterior(model: GaussianVAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    posterior = model.encode(x)
+    return posterior.mean, posterior.logvar
+
+
+def parts(recipe: GaussianVAERecipe, model: GaussianVAE) -> dict[str, Part]:
+    """The networks of a model, for other programs.
+
+    Args:
+        recipe: of the model.
+        model: trained.
+    """
+    return {
+        "encoder": Part(
+            model,
+            _posterior,
+            {"x": torch.zeros(2, *model.shape)},
+            ("mean", "logvar"),
+            "images in [-1, 1] to mean and log-variance of q(z|x)",
+        ),
+        "decoder": Part(
+            model,
+            lambda model, z: model.decode(z).mode(),
+            {"z": torch.zeros(2, recipe.latent)},
+            ("images",),
+            "latents, of N(0, I) or of q(z|x), to images in [-1, 1], which some pixels may leave",
+        ),
+    }
+
+
 FAMILY = Family(
     name="gaussian-vae",
     recipe=GaussianVAERecipe,
@@ -517,6 +548,7 @@ FAMILY = Family(
     figures=figures,
     draw=draw,
     decode=lambda recipe, model, z: show_pixels(model.decode(z).mode()),
+    parts=parts,
     portrait=portrait,
 )
 train, build, evaluate, sample = FAMILY.train, FAMILY.build, FAMILY.evaluate, FAMILY.sample
