@@ -229,6 +229,30 @@ def test_page(browser, address, name):
     assert not browser.errors()
 
 
+# Equations whose lines are broken although half of the room is left.
+NARROW = """[...document.querySelectorAll('.bd-article div.math mjx-container')].filter((math) => {
+    const sign = math.querySelector('svg').getBoundingClientRect();
+    return sign.width && math.querySelector('[data-mjx-linebox]')
+        && sign.width < 0.5 * math.getBoundingClientRect().width;
+}).map((math) => math.parentElement.id)"""
+
+
+@pytest.mark.parametrize(
+    "name", ["vae/elbo", "vae/importance", "diffusion/derivation", "results/errata"]
+)
+def test_an_equation_takes_the_room_that_it_has(browser, address, name):
+    browser.call(
+        "Emulation.setDeviceMetricsOverride",
+        width=1280, height=800, deviceScaleFactor=1, mobile=False,
+    )  # fmt: skip
+    try:
+        browser.open(f"{address}/{name}.html")
+        assert browser.evaluate("document.querySelectorAll('div.math mjx-container').length") > 5
+        assert browser.evaluate(NARROW) == []
+    finally:
+        browser.call("Emulation.clearDeviceMetricsOverride")
+
+
 def test_search_finds_a_word(browser, address):
     browser.open(f"{address}/search.html?q=likelihood")
     browser.wait_for("document.querySelectorAll('#search-results li a').length")
@@ -297,6 +321,26 @@ def test_a_switch_unfolds_all_code_of_a_page(browser, address):
         assert (
             browser.evaluate("document.querySelector('button.show-all-code').textContent") == told
         )
+
+
+def test_the_list_of_arguments_is_folded_and_stays_in_the_text(browser, address, root):
+    """Behind the sentences of a docstring; all of it is there for copies, a screen reader and paper."""
+    browser.open(f"{address}/vae/elbo.html")
+    cell = "[...document.querySelectorAll('pre')].find((pre) => pre.textContent.includes('def reparameterise'))"
+    source = (root / "genbook/vae/elbo.py").read_text("utf8")
+    written = source[source.index("def reparameterise(") :].split("\n\n\n")[0].split("\n# %%")[0]
+    assert written.strip() in browser.evaluate(f"{cell}.textContent")
+    assert "noise: standard normal draws" in written
+    seen = f"{cell}.innerText"
+    assert "noise: standard normal draws" not in browser.evaluate(seen)
+    assert "as a differentiable function" in browser.evaluate(seen)
+    for open_ in (True, False):
+        browser.evaluate(f"{cell}.querySelector('button.contract-switch').click()")
+        assert ("noise: standard normal draws" in browser.evaluate(seen)) == open_
+        told = f"{cell}.querySelector('button.contract-switch').getAttribute('aria-expanded')"
+        assert browser.evaluate(told) == str(open_).lower()
+    browser.evaluate("document.querySelector('button.show-all-code').click()")
+    assert browser.evaluate("document.querySelectorAll('span.contract[hidden]').length") == 0
 
 
 def test_a_mark_leads_to_the_check(browser, address, site, root):
