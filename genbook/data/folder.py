@@ -23,7 +23,7 @@ from .reading import Part, sha256
 from .sets import DataError, DataSet, Split, data_set
 
 # %% auto #0
-__all__ = ['as_square', 'Found', 'Gathered', 'part_of', 'gather']
+__all__ = ['as_square', 'Found', 'Gathered', 'part_of', 'all_pictures', 'gather']
 
 # %% ../../nbs/data/folder.ipynb #4d20151e
 def _eight_bits(image: Any) -> Any:
@@ -317,6 +317,51 @@ def _as_part(split: str, rows: list[int], images: np.ndarray, labels: np.ndarray
     return Part(whole, {split: slice(None)}, {split: sha256(*whole)})
 
 # %% ../../nbs/data/folder.ipynb #184ffa20
+class _Decoded(NamedTuple):
+    """What a place holds, brought to one side, and what of it was left out."""
+
+    place: Path
+    layout: str
+    squares: list[np.ndarray]
+    labels: list
+    note: str  # on what was left out
+
+
+def _decoded(name: str, root: str | Path | None) -> _Decoded:
+    """A reader's own images, of which what had to be left out is told on standard error. Raises as `gather` does."""
+    dataset = data_set(name)
+    if not dataset.place:
+        raise ValueError(f"name must be that of a reader's own images, got {name!r}")
+    place = Path(dataset.place)
+    if root is not None and not place.exists():
+        place = Path(root).expanduser() / place.name
+    layout, pictures = _pictures(place)
+    squares, labels, left_out = _squares(dataset, place, pictures)
+    if not left_out:
+        return _Decoded(place, layout, squares, labels, "")
+    note = f"left out {len(left_out)} of {len(squares) + len(left_out)}"
+    print(f"{place}: {note} pictures: {_some(left_out)}", file=sys.stderr)
+    return _Decoded(place, layout, squares, labels, note)
+
+
+def all_pictures(
+    name: str, root: str | Path | None = None
+) -> UInt8[torch.Tensor, "n channels side side"]:
+    """A reader's own images in the order of their names, not cut into parts.
+
+    Args:
+        name: as `own_images` gives it.
+        root: a folder to look in where nothing is at the place that the name says any more.
+    Raises:
+        ValueError: another name.
+        DataError: no images there, or too many that cannot be used.
+    """
+    found = _decoded(name, root)
+    if not found.squares:
+        raise DataError(f"{found.place}: there are no images in it")
+    return torch.from_numpy(np.stack(found.squares))
+
+
 def gather(name: str, root: str | Path | None = None) -> Gathered:
     """Read a reader's own images, and cut them into parts.
 
@@ -329,17 +374,7 @@ def gather(name: str, root: str | Path | None = None) -> Gathered:
         ValueError: another name.
         DataError: no images there, too few, or too many that cannot be used.
     """
-    dataset = data_set(name)
-    if not dataset.place:
-        raise ValueError(f"name must be that of a reader's own images, got {name!r}")
-    place = Path(dataset.place)
-    if root is not None and not place.exists():
-        place = Path(root).expanduser() / place.name
-    layout, pictures = _pictures(place)
-    squares, raw, left_out = _squares(dataset, place, pictures)
-    left = f"left out {len(left_out)} of {len(squares) + len(left_out)}"
-    if left_out:
-        print(f"{place}: {left} pictures: {_some(left_out)}", file=sys.stderr)
+    dataset, (place, layout, squares, raw, left) = data_set(name), _decoded(name, root)
     labels, names = _numbered(raw, place)
     sums = [hashlib.sha256(square.tobytes()).hexdigest() for square in squares]
     order = sorted(range(len(sums)), key=lambda k: (sums[k], 0 if labels is None else labels[k]))
@@ -352,6 +387,6 @@ def gather(name: str, root: str | Path | None = None) -> Gathered:
         )
     images = np.stack(squares)
     everything = sha256(images[order], None if labels is None else labels[order])
-    notes = ([f"labels {', '.join(names)}"] if names else []) + ([left] if left_out else [])
+    notes = ([f"labels {', '.join(names)}"] if names else []) + ([left] if left else [])
     parts = {split: _as_part(split, some, images, labels) for split, some in rows.items()}
     return Gathered(dataset, layout, parts, everything, "; ".join(notes))
