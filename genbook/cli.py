@@ -28,6 +28,7 @@ from genbook.cli_images import (
     sample,
     settle_threads,
 )
+from .cli_quality import quality
 from .machine import out_of_memory
 from .recipes import as_text, changes_since, field_notes, look_up, override
 from .side_by_side import INTERRUPTED, Lane, leash, watch_all
@@ -403,6 +404,7 @@ def evaluate(
 # %% ../nbs/cli.ipynb #6411fea1
 app.command()(sample)
 app.command()(interpolate)
+app.command()(quality)
 app.command()(export)
 
 # %% ../nbs/cli.ipynb #db9d7f89
