@@ -445,20 +445,22 @@ def _on_sides(a: Source, b: Source, there: Mapping[str, int], seed: int) -> Iter
     """How each side came about, and what a reader has to know of it."""
     ways = {"vae": "means of p(x|z)", "gaussian-vae": "modes of p(x|z)"}
     ways |= dict.fromkeys(("gan", "wgan"), "the generator")
-    for name, each, other in (("A", a, b), ("B", b, a)):
+    for name, each in (("A", a), ("B", b)):
         if each.run is not None:
-            family = family_of(each.run).name
             steps = each.run.recipe.get("sampler_steps")
-            way = each.how or (f"ddim-{steps}" if steps else ways.get(family, "its own sampler"))
-            yield f"{name}: samples of {each.given}, by {way}, seed {seed}."
-            if other.part in ("", "train", "train+valid") and other.place in each.learned_from():
-                yield (
-                    f"{other.given} has pictures that {each.given} learned from: copies of them would "
-                    "count as perfect."
-                )
+            way = (
+                f"ddim-{steps}" if steps else ways.get(family_of(each.run).name, "its own sampler")
+            )
+            yield f"{name}: samples of {each.given}, by {each.how or way}, seed {seed}."
         else:
             part = f":{each.part}" * (each.kind == "data set" and each.given == each.place)
             yield f"{name}: {each.given}{part}, {there[name.lower()]:,} images to choose from."
+    for drawn_by, name, other in ((a, "B", b), (b, "A", a)):
+        if other.part in ("", "train", "train+valid") and other.place in drawn_by.learned_from():
+            yield (
+                f"{name} has pictures that {drawn_by.given} learned from: copies of them would "
+                "count as perfect."
+            )
 
 
 def quality_of(
