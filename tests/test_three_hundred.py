@@ -118,6 +118,11 @@ def test_they_go_from_training_to_a_judge(genbook, pictures, tmp_path, name, sid
     assert figures["patches"]["value"] > 1.3 * figures["patches"]["floor"]
     shape = f"{channels} x {side} x {side}"
     assert any(note.startswith(f"All images were brought to {shape}") for note in found["notes"])
+    genbook("export", "run")
+    told = json.loads((tmp_path / "run-export" / "export.json").read_text())
+    assert all(each["difference"] < 1e-4 for each in told["networks"].values())
+    shapes = [row["shape"] for each in told["networks"].values() for row in each["inputs"]]
+    assert ["batch", channels, side, side] in shapes
     # What was drawn onto the disk is what the run draws, and a judge says the same of it.
     same = json.loads(genbook("quality", "samples", "run", "-n", 20, "--json")[0])
     assert not same["told_apart"]
