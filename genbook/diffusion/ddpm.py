@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'FAMILY', 'train', 'build', 'evaluate', 'sample', 'NoisePredictor', 'denoising_loss', 'DDPM',
-           'spread_steps', 'losses', 'bound_terms', 'DDPMRecipe', 'figures', 'keep_samples', 'portrait', 'make', 'draw',
-           'decode', 'parts']
+           'spread_steps', 'losses', 'bound_terms', 'DDPMRecipe', 'figures', 'keep_samples', 'portrait', 'parts',
+           'make', 'draw', 'decode']
 
 # %% ../../nbs/diffusion/ddpm.ipynb #f6b83930
 #| code-fold: true
@@ -481,6 +481,28 @@ def portrait(
     for name, picture in pictures.items():
         runs.write_atomic(out / "samples" / f"{name}.png", to_png(picture, ncols=16))
 
+# %% ../../nbs/diffusion/ddpm.ipynb #d0c0f379
+#| code-fold: true
+def parts(recipe: DDPMRecipe, model: DDPM) -> dict[str, Part]:
+    """The network that sees noise, for other programs.
+
+    Args:
+        recipe: of the model.
+        model: trained.
+    """
+    last = recipe.timesteps - 1
+    return {
+        "unet": Part(
+            model,
+            lambda model, x, t: model.clipped_noise(x, t),
+            {"x": torch.zeros(2, *model.shape), "t": torch.tensor([0, last])},
+            ("noise",),
+            f"noised images x_t and the index of their step, 0 to {last}, to the noise in them, "
+            "such that the image behind it lies in [-1, 1]",
+            {"alphas_cumprod": model.diffusion.alphas_cumprod},
+        )
+    }
+
 # %% ../../nbs/diffusion/ddpm.ipynb #4e09f2d4
 #| code-fold: true
 def make(recipe: DDPMRecipe, job: Job, splits: Splits) -> Made | None:
@@ -530,27 +552,6 @@ def decode(
     """
     x, steps = z.unflatten(1, model.shape), min(recipe.sampler_steps, recipe.timesteps)
     return show_pixels(sample_ddim(model.clipped_noise, model.diffusion, x, steps))
-
-
-def parts(recipe: DDPMRecipe, model: DDPM) -> dict[str, Part]:
-    """The network that sees noise, for other programs.
-
-    Args:
-        recipe: of the model.
-        model: trained.
-    """
-    last = recipe.timesteps - 1
-    return {
-        "unet": Part(
-            model,
-            lambda model, x, t: model.clipped_noise(x, t),
-            {"x": torch.zeros(2, *model.shape), "t": torch.tensor([0, last])},
-            ("noise",),
-            f"noised images x_t and the index of their step, 0 to {last}, to the noise in them, "
-            "such that the image behind it lies in [-1, 1]",
-            {"alphas_cumprod": model.diffusion.alphas_cumprod},
-        )
-    }
 
 
 _BITS = "test bits a channel, by the bound"

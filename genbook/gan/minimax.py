@@ -4,7 +4,7 @@
 __all__ = ['RECIPES', 'FAMILY', 'train', 'build', 'evaluate', 'sample', 'MLPGenerator', 'MLPDiscriminator', 'GAN',
            'discriminator_objective', 'generator_objective', 'DigitClassifier', 'classification', 'train_classifier',
            'build_classifier', 'GANRecipe', 'Played', 'load_played', 'final_metrics', 'keep_samples', 'keep_portrait',
-           'make', 'draw', 'parts']
+           'parts', 'make', 'draw']
 
 # %% ../../nbs/gan/minimax.ipynb #22b3af87
 #| code-fold: true
@@ -515,6 +515,32 @@ def keep_portrait(recipe: GANRecipe, played: Played, splits: Splits, out: Path) 
     picture = to_png(test[:64] / 255, ncols=16)
     runs.write_atomic(out / "samples" / "images.png", picture)
 
+# %% ../../nbs/gan/minimax.ipynb #a60bdff3
+#| code-fold: true
+def parts(recipe: GANRecipe, played: Played) -> dict[str, Part]:
+    """The networks of the game, for other programs.
+
+    Args:
+        recipe: of the game.
+        played: trained.
+    """
+    return {
+        "generator": Part(
+            played.model,
+            lambda model, z: model.generator(z),
+            {"z": torch.zeros(2, recipe.latent)},
+            ("images",),
+            "latents of N(0, I) to images in [-1, 1]",
+        ),
+        "discriminator": Part(
+            played.model,
+            lambda model, x: model.discriminator(x),
+            {"x": torch.zeros(2, *data_set(recipe.data).shape)},
+            ("logit",),
+            "images in [-1, 1] to the logit of the probability that they are real",
+        ),
+    }
+
 # %% ../../nbs/gan/minimax.ipynb #467af5d6
 #| code-fold: true
 def make(recipe: GANRecipe, job: Job, splits: Splits) -> Made | None:
@@ -564,31 +590,6 @@ def draw(recipe: GANRecipe, played: Played, n: Count) -> Float[Tensor, "n c h w"
         n: images.
     """
     return 0.5 * (played.model.sample(n) + 1)
-
-
-def parts(recipe: GANRecipe, played: Played) -> dict[str, Part]:
-    """The networks of the game, for other programs.
-
-    Args:
-        recipe: of the game.
-        played: trained.
-    """
-    return {
-        "generator": Part(
-            played.model,
-            lambda model, z: model.generator(z),
-            {"z": torch.zeros(2, recipe.latent)},
-            ("images",),
-            "latents of N(0, I) to images in [-1, 1]",
-        ),
-        "discriminator": Part(
-            played.model,
-            lambda model, x: model.discriminator(x),
-            {"x": torch.zeros(2, *data_set(recipe.data).shape)},
-            ("logit",),
-            "images in [-1, 1] to the logit of the probability that they are real",
-        ),
-    }
 
 
 FAMILY = Family(

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'FAMILY', 'train', 'build', 'evaluate', 'sample', 'halvings', 'Critic', 'Generator', 'WGAN',
            'critic_objective', 'generator_objective', 'update_batch_statistics', 'WGANRecipe', 'scores', 'slopes',
-           'final_metrics', 'keep_samples', 'keep_portrait', 'make', 'draw', 'parts']
+           'final_metrics', 'keep_samples', 'keep_portrait', 'parts', 'make', 'draw']
 
 # %% ../../nbs/gan/wgan.ipynb #81fbeabf
 #| code-fold: true
@@ -494,6 +494,32 @@ def keep_portrait(
     picture = to_png(with_neighbours(fakes[:16], train), ncols=16)
     runs.write_atomic(out / "samples" / "neighbours.png", picture)
 
+# %% ../../nbs/gan/wgan.ipynb #041b4a3f
+#| code-fold: true
+def parts(recipe: WGANRecipe, model: WGAN) -> dict[str, Part]:
+    """The networks of the game, for other programs.
+
+    Args:
+        recipe: of the game.
+        model: trained.
+    """
+    return {
+        "generator": Part(
+            model,
+            lambda model, z: model.generator(z),
+            {"z": torch.zeros(2, recipe.latent)},
+            ("images",),
+            "latents of N(0, I) to images in [-1, 1]",
+        ),
+        "critic": Part(
+            model,
+            lambda model, x: model.critic(x),
+            {"x": torch.zeros(2, *model.critic.shape)},
+            ("score",),
+            "images in [-1, 1] to their scores; only differences of them mean something",
+        ),
+    }
+
 # %% ../../nbs/gan/wgan.ipynb #aa87cf34
 #| code-fold: true
 def make(recipe: WGANRecipe, job: Job, splits: Splits) -> Made | None:
@@ -553,31 +579,6 @@ def draw(recipe: WGANRecipe, model: WGAN, n: Count) -> Float[Tensor, "n c h w"]:
         n: images.
     """
     return show_pixels(model.sample(n))
-
-
-def parts(recipe: WGANRecipe, model: WGAN) -> dict[str, Part]:
-    """The networks of the game, for other programs.
-
-    Args:
-        recipe: of the game.
-        model: trained.
-    """
-    return {
-        "generator": Part(
-            model,
-            lambda model, z: model.generator(z),
-            {"z": torch.zeros(2, recipe.latent)},
-            ("images",),
-            "latents of N(0, I) to images in [-1, 1]",
-        ),
-        "critic": Part(
-            model,
-            lambda model, x: model.critic(x),
-            {"x": torch.zeros(2, *model.critic.shape)},
-            ("score",),
-            "images in [-1, 1] to their scores; only differences of them mean something",
-        ),
-    }
 
 
 FAMILY = Family(

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'FAMILY', 'train', 'build', 'evaluate', 'Classifier', 'shifted', 'objective', 'class_probabilities',
-           'class_features', 'ClassifierRecipe', 'calibration', 'final_metrics', 'keep_portrait', 'make', 'parts']
+           'class_features', 'ClassifierRecipe', 'calibration', 'final_metrics', 'keep_portrait', 'parts', 'make']
 
 # %% ../../nbs/judges/classifier.ipynb #ffd57b58
 #| code-fold: true
@@ -291,6 +291,25 @@ def keep_portrait(
     wrong = (answers != labels).nonzero()[:32, 0]
     runs.write_atomic(out / "samples" / "mistakes.png", to_png(images[wrong] / 255, ncols=8))
 
+# %% ../../nbs/judges/classifier.ipynb #4af5b9d7
+#| code-fold: true
+def parts(recipe: ClassifierRecipe, model: nn.Module) -> dict[str, Part]:
+    """The classifier, for other programs.
+
+    Args:
+        recipe: of the model.
+        model: trained.
+    """
+    return {
+        "classifier": Part(
+            model,
+            lambda model, x: model(x),
+            {"x": torch.zeros(2, *data_set(recipe.data).shape)},
+            ("logits",),
+            "images in [-1, 1] to a logit for each class",
+        )
+    }
+
 # %% ../../nbs/judges/classifier.ipynb #2b6328d1
 #| code-fold: true
 def make(
@@ -324,24 +343,6 @@ def make(
         schedule="one-cycle",
         evaluate=look,
     )
-
-
-def parts(recipe: ClassifierRecipe, model: nn.Module) -> dict[str, Part]:
-    """The classifier, for other programs.
-
-    Args:
-        recipe: of the model.
-        model: trained.
-    """
-    return {
-        "classifier": Part(
-            model,
-            lambda model, x: model(x),
-            {"x": torch.zeros(2, *data_set(recipe.data).shape)},
-            ("logits",),
-            "images in [-1, 1] to a logit for each class",
-        )
-    }
 
 
 FAMILY = Family(

@@ -560,6 +560,33 @@ def draw(
     """
     return model.sample(n)
 
+# %% ../../nbs/vae/binarised-mnist.ipynb #21b16ddf
+#| code-fold: true
+def parts(recipe: VAERecipe, model: BernoulliVAE) -> dict[str, Part]:
+    """The networks of a model, for other programs.
+
+    Args:
+        recipe: of the model.
+        model: trained.
+    """
+    images, latents = torch.zeros(2, *data_set(recipe.data).shape), torch.zeros(2, recipe.latent)
+    return {
+        "encoder": Part(
+            model,
+            lambda model, x: model.encode(x),
+            {"x": images},
+            ("mean", "logvar"),
+            "images of bits to mean and log-variance of q(z|x)",
+        ),
+        "decoder": Part(
+            model,
+            lambda model, z: model.decode(z).sigmoid(),
+            {"z": latents},
+            ("images",),
+            "latents, of N(0, I) or of q(z|x), to probabilities of white",
+        ),
+    }
+
 # %% ../../nbs/vae/binarised-mnist.ipynb #0dc06210
 #| code-fold: true
 _VALID = ("valid_elbo", "validation ELBO")
@@ -607,31 +634,6 @@ HEADLINES = {
         *_VALID, _ERRATUM.format(20), "about −59.5 (report 003, the mistaken loss)"
     ),
 }
-
-def parts(recipe: VAERecipe, model: BernoulliVAE) -> dict[str, Part]:
-    """The networks of a model, for other programs.
-
-    Args:
-        recipe: of the model.
-        model: trained.
-    """
-    images, latents = torch.zeros(2, *data_set(recipe.data).shape), torch.zeros(2, recipe.latent)
-    return {
-        "encoder": Part(
-            model,
-            lambda model, x: model.encode(x),
-            {"x": images},
-            ("mean", "logvar"),
-            "images of bits to mean and log-variance of q(z|x)",
-        ),
-        "decoder": Part(
-            model,
-            lambda model, z: model.decode(z).sigmoid(),
-            {"z": latents},
-            ("images",),
-            "latents, of N(0, I) or of q(z|x), to probabilities of white",
-        ),
-    }
 
 
 FAMILY = Family(

@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['RECIPES', 'FAMILY', 'train', 'build', 'evaluate', 'sample', 'GaussianVAERecipe', 'batches', 'terms_of_images',
            'posteriors_of', 'reconstruct', 'interpolate', 'keep_pictures', 'make', 'bound_figures',
-           'likelihood_figures', 'neighbour_figures', 'figures', 'latent_profile', 'spectrum', 'portrait', 'draw',
-           'parts']
+           'likelihood_figures', 'neighbour_figures', 'figures', 'latent_profile', 'spectrum', 'parts', 'portrait',
+           'draw']
 
 # %% ../../nbs/vae/gaussian.ipynb #3c9f0efb
 #| code-fold: true
@@ -452,6 +452,37 @@ def spectrum(
     radius = torch.hypot(frequency[:, None], frequency[None]).round().long().flatten()
     return (radius.bincount(power.flatten()) / radius.bincount())[: side // 2 + 1]
 
+# %% ../../nbs/vae/gaussian.ipynb #04364ef3
+#| code-fold: true
+def _posterior(model: GaussianVAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    posterior = model.encode(x)
+    return posterior.mean, posterior.logvar
+
+
+def parts(recipe: GaussianVAERecipe, model: GaussianVAE) -> dict[str, Part]:
+    """The networks of a model, for other programs.
+
+    Args:
+        recipe: of the model.
+        model: trained.
+    """
+    return {
+        "encoder": Part(
+            model,
+            _posterior,
+            {"x": torch.zeros(2, *model.shape)},
+            ("mean", "logvar"),
+            "images in [-1, 1] to mean and log-variance of q(z|x)",
+        ),
+        "decoder": Part(
+            model,
+            lambda model, z: model.decode(z).mode(),
+            {"z": torch.zeros(2, recipe.latent)},
+            ("images",),
+            "latents, of N(0, I) or of q(z|x), to images in [-1, 1], which some pixels may leave",
+        ),
+    }
+
 # %% ../../nbs/vae/gaussian.ipynb #63b6b078
 #| code-fold: true
 def portrait(
@@ -506,34 +537,6 @@ def draw(
 
 
 _HEADLINE = ("test_log_px", "test log p(x), K = 200, pixels in [−1, 1]")
-def _posterior(model: GaussianVAE, x: Tensor) -> tuple[Tensor, Tensor]:
-    posterior = model.encode(x)
-    return posterior.mean, posterior.logvar
-
-
-def parts(recipe: GaussianVAERecipe, model: GaussianVAE) -> dict[str, Part]:
-    """The networks of a model, for other programs.
-
-    Args:
-        recipe: of the model.
-        model: trained.
-    """
-    return {
-        "encoder": Part(
-            model,
-            _posterior,
-            {"x": torch.zeros(2, *model.shape)},
-            ("mean", "logvar"),
-            "images in [-1, 1] to mean and log-variance of q(z|x)",
-        ),
-        "decoder": Part(
-            model,
-            lambda model, z: model.decode(z).mode(),
-            {"z": torch.zeros(2, recipe.latent)},
-            ("images",),
-            "latents, of N(0, I) or of q(z|x), to images in [-1, 1], which some pixels may leave",
-        ),
-    }
 
 
 FAMILY = Family(
