@@ -1,4 +1,4 @@
-"""Three hundred pictures as they lie in a folder go the whole way: train, sample, interpolate, quality."""
+"""Three hundred pictures as they lie in a folder go the whole way: train, sample, interpolate, quality, export."""
 
 import dataclasses
 import json
@@ -118,6 +118,12 @@ def test_they_go_from_training_to_a_judge(genbook, pictures, tmp_path, name, sid
     assert figures["patches"]["value"] > 1.3 * figures["patches"]["floor"]
     shape = f"{channels} x {side} x {side}"
     assert any(note.startswith(f"All images were brought to {shape}") for note in found["notes"])
+    # A U-Net's graphs take a minute; tests/test_exporting.py writes them.
+    short = ["--weights-only"] * (name == "ddpm-svhn")
+    genbook("export", "run", "--out", "exported", *short)
+    files = {file.name for file in (tmp_path / "exported").iterdir()}
+    assert {"model.safetensors", "export.json"} <= files
+    assert any(name.endswith(".onnx") for name in files) != bool(short)
     # What was drawn onto the disk is what the run draws, and a judge says the same of it.
     same = json.loads(genbook("quality", "samples", "run", "-n", 20, "--json")[0])
     assert not same["told_apart"]
