@@ -81,6 +81,8 @@ def test_version():
         "train",
         "evaluate",
         "sample",
+        "interpolate",
+        "quality",
         "records",
         "equations",
         "recipes",

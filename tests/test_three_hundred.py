@@ -1,4 +1,4 @@
-"""Three hundred pictures as they lie in a folder go the whole way: train, sample, interpolate, quality."""
+"""Three hundred pictures as they lie in a folder go the whole way: train, sample, interpolate, quality, export."""
 
 import dataclasses
 import json
