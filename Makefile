@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -e -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help book check test mutants notebooks lab format export lock peers clean
+.PHONY: help book pdf epub check test mutants notebooks lab format export lock peers clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,6 +21,8 @@ SOURCES := nbs tests benchmarks $(wildcard genbook/__*__.py genbook/*/__init__.p
 
 help:
 	@echo "make book       build the site into $(SITE)"
+	@echo "make pdf        the site as a book to print, _build/genbook.pdf; it needs Chromium"
+	@echo "make epub       the site as a book for e-readers, _build/genbook.epub; it needs Chromium"
 	@echo "make check      form, imports, types, equations, records and the quick tests, in two minutes"
 	@echo "make test       all of that, every notebook, the site and all tests"
 	@echo "make mutants    put faults into the code of every equation that changed, and run its check"
@@ -68,6 +70,14 @@ book: $(VENV)/package.stamp
 	@$(BIN)/jupyter-book build nbs --config _config.yml --toc "$(CURDIR)/_toc.yml" --path-output . -W -n --keep-going \
 	  || { rm -rf _build/.doctrees; echo "The site did not build: the warnings above are errors." >&2; exit 1; }
 	@echo "The site is in $(SITE): open $(SITE)/index.html"
+
+# One file of the site's pages: no cell runs again, and the site is only read.
+pdf epub: $(VENV)/package.stamp
+	@command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null || { echo \
+	  "make $@ needs Chromium, which sets the formulas and prints; on Debian: apt-get install chromium" >&2; exit 1; }
+	@$(MAKE) --no-print-directory book
+	@echo "== $@: bind the site"
+	@$(BIN)/genbook bind "_build/genbook.$@"
 
 # Cheapest first.
 check: $(VENV)/package.stamp

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
-from .cli_book import equations, records
+from .cli_book import bind, equations, records
 from .cli_data import DATA_ROOT, JSON, data_app
 from genbook.cli_images import (
     IMAGES,
@@ -410,6 +410,7 @@ app.command()(export)
 # %% ../nbs/cli.ipynb #db9d7f89
 app.command()(records)
 app.command()(equations)
+app.command()(bind)
 
 # %% ../nbs/cli.ipynb #5a77995a
 _given: list[str] = []  # the arguments of this call
