@@ -27,6 +27,8 @@ def test_every_part_has_a_page_that_is_listed(root):
         ("of `x`s", r"of ``x``\ s"),
         ("|x| and *y* and z_", r"\|x\| and \*y\* and z\_"),
         ("`a` `b`", r"``a`` ``b``"),
+        ("    timesteps: T.", r"    timesteps: \T."),
+        ("    \b", "    "),
     ],
 )
 def test_a_line_of_a_docstring_is_plain_or_code(line, rst):

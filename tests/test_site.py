@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from bs4 import BeautifulSoup
+from PIL import Image
 
 from genbook import book
 
@@ -220,6 +221,20 @@ def test_every_image_says_what_it_shows(pages):
             if not alt or re.fullmatch(r"[\w/.]*\.(png|svg|jpe?g)", alt):
                 silent.append(f"{name}: {image.get('src')} {alt!r}")
     assert not silent, "\n".join(silent)
+
+
+def test_text_in_figures_can_be_read_on_a_phone(pages):
+    """Seven pixels at the least where a figure is 342 wide. A figure says how high its smallest text is; other pictures have none."""
+    told, small = 0, []
+    for name, path in pages.items():
+        for image in page(path).select("article img[src$='.png']"):
+            with Image.open(path.parent / unquote(image["src"])) as picture:
+                words, width = picture.info.get("Smallest text"), picture.width / 2
+            if words:
+                told += 1
+                pixels = float(words.split()[0]) * min(1, 342 / width)
+                small += [f"{name}: {image['alt'][:40]}: {pixels:.1f}"] * (0 < pixels < 6.9)
+    assert told > 100 and not small, "\n".join(small)
 
 
 def test_no_cell_failed(pages):

@@ -95,8 +95,8 @@ def read_page(site: Path, name: str, names: Iterable[str], part: str = "") -> Pa
     assert article is not None
     for pressed in article.select(_PRESSED):
         pressed.decompose()
-    for picture in article.select("a.image-reference"):
-        picture.unwrap()
+    for needless in article.select("a.image-reference, a a"):  # to the picture; within a link
+        needless.unwrap()
     for folded in article.select("details.hide"):
         lines = sum(len(code.get_text().strip().splitlines()) for code in folded.select("pre"))
         assert folded.summary is not None
@@ -387,6 +387,7 @@ def _pages_of_epub(pages: list[Page], images: dict[str, Path]) -> dict[str, str]
             file = owner.get(target)
             link["href"] = f"{file}.xhtml#{target}" if file else f"{place(page.name)}.xhtml"
         text = _XHTML.format(html.escape(page.title), page.body.decode(formatter="minimal"))
+        text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "", text)  # which XML may not have
         files[f"{place(page.name)}.xhtml"] = text
     return files
 

@@ -154,10 +154,12 @@ def as_rst(line: str) -> str:
         kept.append(text)
         return f"\0{len(kept) - 1}\0"
 
+    line = line.replace("\b", "")  # by which a command keeps its line breaks
     line = _NUMBER.sub(r"\1", line)
     line = _ROLE.sub(lambda found: keep(f":{found[1]}:`{found[2]}`"), line)
     line = _CODE.sub(lambda found: keep(f"``{found[1]}``"), line)
     line = re.sub(r"([\\*|_`])", r"\\\1", line)
+    line = re.sub(r"(^|: )(\w\.)$", r"\1\\\2", line)  # "T." begins no list
     line = re.sub("(?<=\\S)(\0\\d+\0)", r"\\ \1", line)  # what touches a mark is parted from it
     line = re.sub("(\0\\d+\0)(?=\\w)", r"\1\\ ", line)
     return re.sub("\0(\\d+)\0", lambda found: kept[int(found[1])], line)
