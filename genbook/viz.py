@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Num, UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.category import StrCategoryFormatter
+from matplotlib.category import StrCategoryLocator
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.rcsetup import cycler
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter
+from matplotlib.ticker import FixedLocator
 from PIL import Image
 from torch import Tensor
 
@@ -89,7 +89,7 @@ def least_size(width: float) -> float:
     Args:
         width: of the figure, in hundreds of screen pixels.
     """
-    return LEAST * (100 * width + 25) / PHONE * 0.72  # some pixels for what sticks out at the edge
+    return LEAST * (100 * width + 10) / PHONE * 0.72  # ten pixels are the margin
 
 
 def text_sizes(figure: MatplotlibFigure) -> list[float]:
@@ -110,16 +110,7 @@ def enlarge_text(figure: MatplotlibFigure) -> None:
     Args:
         figure: that is about to be drawn.
     """
-    least = least_size(figure.get_figwidth())
-    for ax in figure.axes:
-        for axis in (ax.xaxis, ax.yaxis):
-            for which in ("major", "minor"):
-                labels = axis.get_ticklabels(minor=which == "minor")
-                if labels and labels[0].get_fontsize() < least:
-                    axis.set_tick_params(which=which, labelsize=least)
-    for text in figure.findobj(Text):
-        if text.get_fontsize() < least:
-            text.set_fontsize(least)
+    _raise_text(figure, figure.get_figwidth())
     figure.draw_without_rendering()  # lays it out
     for ax in figure.axes:
         if (within := ax.get_subplotspec()) is None:
@@ -129,6 +120,22 @@ def enlarge_text(figure: MatplotlibFigure) -> None:
         _break_line(ax.xaxis.label, figure.bbox.width * share)
         _break_line(ax.yaxis.label, 1.1 * ax.bbox.height)
         _break_names(ax)
+    if (width := figure.get_tightbbox().width) > figure.get_figwidth():  # as drawn, in inches
+        _raise_text(figure, 1.04 * width)  # larger text makes it a little wider
+
+
+def _raise_text(figure: MatplotlibFigure, width: float) -> None:
+    """Make all text of a figure that is shown so wide at least as large as `least_size` asks."""
+    least = least_size(width)
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            for which in ("major", "minor"):
+                labels = axis.get_ticklabels(minor=which == "minor")
+                if labels and labels[0].get_fontsize() < least:
+                    axis.set_tick_params(which=which, labelsize=least)
+    for text in figure.findobj(Text):
+        if text.get_fontsize() < least:
+            text.set_fontsize(least)
 
 
 def _break_line(text: Text, room: float) -> None:
@@ -150,9 +157,8 @@ def _break_line(text: Text, room: float) -> None:
 def _break_names(ax: Axes) -> None:
     """Names below an axis that would run into each other are broken between words, or else stand aslant."""
     shown = lambda: [label for label in ax.get_xticklabels() if label.get_text()]
-    if len(shown()) < 2 or not isinstance(
-        ax.xaxis.get_major_formatter(), FixedFormatter | StrCategoryFormatter
-    ):
+    placed = isinstance(ax.xaxis.get_major_locator(), FixedLocator | StrCategoryLocator)
+    if len(shown()) < 2 or not placed:
         return
 
     def crowded() -> bool:

@@ -6,11 +6,13 @@ __all__ = ['BROWSERS', 'Page', 'site_contents', 'place', 'read_page', 'gather', 
 
 # %% ../../nbs/book/bound.ipynb #a362acd3
 #| code-fold: true
+import contextlib
 import html
 import re
 import shutil
 import subprocess
 import tempfile
+import unicodedata
 import uuid
 import zipfile
 from collections.abc import Iterable
@@ -354,7 +356,17 @@ def mathml(text: str) -> list[str]:
         for formula in _FORMULA.findall(text)
     ]
     own = re.compile(r' (?:data-[\w-]+|class|id)="[^"]*"')  # of MathJax, unknown elsewhere
-    return [own.sub("", formula).replace("&nbsp;", "&#160;") for formula in found]
+    found = [own.sub("", formula).replace("&nbsp;", "&#160;") for formula in found]
+    return [re.sub(r'<mi mathvariant="([^"]+)">(\w)</mi>', _letter, one) for one in found]
+
+
+def _letter(found: re.Match) -> str:
+    """A letter of another alphabet, such as ℒ, which not every reader makes from an L and the alphabet's name."""
+    name = re.sub(r"LATIN |GREEK |LETTER ", "", unicodedata.name(found[2]))
+    for letter in (f"MATHEMATICAL {found[1]} {name}", f"{found[1]} {name}"):
+        with contextlib.suppress(KeyError):
+            return f"<mi>{unicodedata.lookup(letter.upper())}</mi>"
+    return found[0]
 
 
 def _with_formulas(page: Page, formulas: list[str]) -> None:
