@@ -217,7 +217,7 @@ def browser() -> str:
         )
     return found
 
-
+# %% ../../nbs/book/bound.ipynb #863f690c
 def chromium(*arguments: str, timeout: int = 3600) -> str:
     """Run a Chromium without a window and without a network; what it wrote to its output.
 
@@ -344,7 +344,7 @@ _CONTAINER = """<?xml version="1.0"?>
 <rootfile full-path="book.opf" media-type="application/oebps-package+xml"/></rootfiles></container>
 """
 
-
+# %% ../../nbs/book/bound.ipynb #d759eb3f
 def mathml(text: str) -> list[str]:
     """The formulas of a document that is set, as MathML in XML.
 
@@ -380,7 +380,7 @@ def _with_formulas(page: Page, formulas: list[str]) -> None:
         made = formulas.pop(0).replace("<math", f'<math alttext="{" ".join(told.split())}"', 1)
         formula.append(_soup(made) if not beside else _soup(f"{beside}{made}"))
 
-
+# %% ../../nbs/book/bound.ipynb #7d571e66
 def _pages_of_epub(pages: list[Page], images: dict[str, Path]) -> dict[str, str]:
     """The files of an EPUB's pages by name; the images that they show are added to those given."""
     files: dict[str, str] = {}
