@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -355,3 +356,34 @@ def test_a_user_s_folder_is_where_records_go(unpacked, tmp_path):
         str(tmp_path / "runs"),
         str(tmp_path),
     ]
+
+
+def test_the_installed_command_trains_and_samples(wheel, tmp_path):
+    """In an environment of its own, which sees the libraries of this one and not its genbook; a space is in every path."""
+    place, user = tmp_path / "an environment", tmp_path / "a user's folder"
+    user.mkdir()
+    python, genbook = place / "bin" / "python", place / "bin" / "genbook"
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    clean |= {"OMP_NUM_THREADS": "1"}
+    clean.pop("GENBOOK_RUNS", None)
+
+    def run(*command) -> str:
+        done = subprocess.run(
+            command, cwd=user, env=clean, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run(sys.executable, "-m", "venv", "--without-pip", place)
+    (packages,) = place.glob("lib/python*/site-packages")
+    (packages / "libraries.pth").write_text(sysconfig.get_paths()["purelib"], encoding="utf-8")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps"]
+    run(*pip, "--no-index", "--ignore-installed", wheel)
+    told = run(python, "-c", "import genbook; print(genbook.__file__)")
+    assert Path(told.strip()).is_relative_to(place)
+    assert "vae-bmnist" in run(genbook, "recipes")
+    run(genbook, "train", "vae-bmnist", "--smoke", "--set", "epochs=1", "--out", "runs/mine")
+    assert "mine" in run(genbook, "records")
+    run(genbook, "sample", "mine", "-n", "4")
+    run(genbook, "evaluate", "mine")
+    assert {"runs", "mine-samples.png"} <= set(os.listdir(user))

@@ -1,9 +1,11 @@
 """Where the package is run: other alphabets, no user, a full disk, a folder with a space, no make, no checkout."""
 
+import ast
 import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
@@ -181,6 +183,39 @@ def test_the_makefile_takes_a_folder_with_a_space(root):
         for found in re.finditer(r"\$\((CURDIR|PYTHON)\)|\$\$(found|candidate)\b", line):
             before = line[: found.start()].replace(': $$("', ': $$(""')  # in a quoted text
             assert before.count('"') % 2 == 1, line
+
+
+@pytest.mark.skipif(
+    not shutil.which("make"), reason="no make here, which the README says how to do without"
+)
+def test_make_hands_a_folder_with_a_space_on_in_one_piece(root, tmp_path):
+    """Its programs are stood in for by one that writes down what it was given."""
+    place = tmp_path / "a folder" / "genbook"
+    (place / ".venv" / "bin").mkdir(parents=True)
+    for name in ("Makefile", "settings.ini", "setup.py", "pyproject.toml"):
+        shutil.copy(root / name, place)
+    for name in ("requirements.lock", "requirements-torch.lock"):
+        shutil.copy(root / name, place)
+    for name in ("python", "lock", "package"):  # made in this order, from what is older
+        (place / ".venv" / f"{name}.stamp").touch()
+    script = f'#!{sys.executable}\nimport sys\nprint("given:", sys.argv[1:])\n'
+    for program in (".venv/bin/jupyter-book", ".venv/bin/genbook", "chromium"):
+        (place / program).write_text(script, encoding="utf-8")
+        (place / program).chmod(0o755)
+    here = os.environ | {"PATH": f"{place}{os.pathsep}{os.environ['PATH']}"}
+    for target, last in (
+        ("pdf", ["bind", "_build/genbook.pdf"]),
+        ("epub", ["bind", "_build/genbook.epub"]),
+    ):
+        status, out, err = run("make", target, cwd=place, env=here)
+        given = [
+            ast.literal_eval(line[6:])
+            for line in out.decode().splitlines()
+            if line.startswith("given:")
+        ]
+        assert status == 0 and len(given) == 2, err.decode()
+        assert given[0][given[0].index("--toc") + 1] == str(place / "_toc.yml")
+        assert given[1] == last
 
 
 def test_without_make_the_same_commands_are_run(root):
