@@ -309,6 +309,8 @@ def _is_finished(out: Path, recipe: Any, resume: bool) -> bool:
     if not place.is_settled() and is_main():
         with place.taken():
             place.settle()
+    if resume and is_main() and (place.scratch / "checkpoint.pt").exists():
+        tell(f"{out.name}: goes on from its last checkpoint; to begin anew: --no-resume", "dim")
     if not (out / "run.json").is_file():
         return False
     try:

@@ -248,7 +248,6 @@ def export(
     chosen = runs.Run.open(run)
     out = exporting.check_folder(out or f"{chosen.name}-export")
     settle_threads(threads)
-    tell("each network is followed, written and compared: a minute or two for a U-Net", "dim")
     rows = [
         {
             "file": each.file,

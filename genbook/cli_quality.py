@@ -59,7 +59,9 @@ def quality(
         print(json.dumps(dataclasses.asdict(found) | {"told_apart": found.told_apart}, indent=2))
         return
     show([dataclasses.asdict(row) for row in found.figures], title="A beside B")
-    print(f"{found.n} images of each side and of the floor; 95 % intervals.")
+    print(
+        f"{found.n} images of each side and of the floor; 95 % intervals, which allow for so few images."
+    )
     print(_verdict(found))
     for note in found.notes:
         print(note)
@@ -67,8 +69,8 @@ def quality(
 
 def _verdict(found: Any) -> str:
     """Whether the judge tells the two sides apart, in a sentence."""
-    more, low, high = (f"{end:.4g}" for end in found.farther)
-    told = f"A's distance less the floor is {more}, from {low} to {high}."
+    _, low, high = (f"{end:.4g}" for end in found.farther)
+    told = f"A's distance less the floor lies from {low} to {high}."
     if found.told_apart:
         return f"{found.judge} can tell A from B: {told}"
     return f"{found.judge} cannot tell A from B by so few images: {told}"

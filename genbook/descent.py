@@ -362,7 +362,9 @@ def check_data(
     """
     tensors = data if isinstance(data, tuple) else (data,)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
-        raise ValueError("data must be a tensor, a tuple of tensors or a Dataset")
+        raise ValueError(
+            "data must be a tensor, a tuple of tensors, or a Dataset of items that are those"
+        )
     for tensor in tensors:
         if tensor.ndim == 0 or tensor.requires_grad or tensor.layout != torch.strided:
             raise ValueError("data must be dense, have rows, and want no gradient")

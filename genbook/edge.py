@@ -44,7 +44,7 @@ def described(value: Any) -> str:
         of = "a NumPy array, " if type(value).__module__ == "numpy" else ""
         return f"{of}{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
     if isinstance(value, tuple):
-        text = f"({', '.join(map(described, value))}{',' * (len(value) == 1)})"
+        text = f"the tuple ({', '.join(map(described, value))}{',' * (len(value) == 1)})"
     else:
         text = repr(value) if isinstance(value, (int, float, str)) else type(value).__name__
     return text if len(text) <= 60 else text[:57] + "..."

@@ -15,16 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from . import runs
-from .families import Part, family_of
+from .families import Network, family_of
 from .fields import Count
 
 # %% ../nbs/exporting.ipynb #06038cdd
 class _Alone(nn.Module):
     """A part as a network of its own."""
 
-    def __init__(self, part: Part):
+    def __init__(self, part: Network):
         super().__init__()
         self.model, self.compute = part.model, part.compute
 
@@ -32,7 +33,7 @@ class _Alone(nn.Module):
         return self.compute(self.model, *inputs)
 
 
-def traced(part: Part) -> torch.export.ExportedProgram:
+def traced(part: Network) -> torch.export.ExportedProgram:
     """A part as a graph of torch's operations, for batches of any size.
 
     Args:
@@ -57,7 +58,17 @@ def _need_onnx() -> None:
         )
 
 
-def as_onnx(part: Part) -> bytes:
+def _with_batch(model: Any) -> Any:
+    """A graph whose free size is called "batch" wherever a shape names it."""
+    graph = model.graph
+    free = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        for size in value.type.tensor_type.shape.dim:
+            size.dim_param = size.dim_param.replace(free, "batch")
+    return model
+
+
+def as_onnx(part: Network) -> bytes:
     """A part as ONNX, for batches of any size.
 
     Args:
@@ -75,13 +86,13 @@ def as_onnx(part: Part) -> bytes:
             input_names=list(part.inputs), output_names=list(part.outputs),
         )  # fmt: skip
         program.optimize()
-    return program.model_proto.SerializeToString()
+    return _with_batch(program.model_proto).SerializeToString()
 
 # %% ../nbs/exporting.ipynb #19e4e567
 TOLERANCE = 1e-4  # of a part's answers, as a share of the largest, or of 1 where all are less
 
 
-def drawn(part: Part, n: Count, seed: int = 0) -> list[Tensor]:
+def drawn(part: Network, n: Count, seed: int = 0) -> list[Tensor]:
     """Inputs of a part by chance: real numbers of N(0, 1), indices up to the example's.
 
     Args:
@@ -98,7 +109,7 @@ def drawn(part: Part, n: Count, seed: int = 0) -> list[Tensor]:
     ]
 
 
-def difference(part: Part, onnx: bytes, n: Count) -> float:
+def difference(part: Network, onnx: bytes, n: Count) -> float:
     """How far a graph's answers are from the network's, as a share of the largest.
 
     Args:
@@ -156,7 +167,7 @@ def check_folder(out: str | Path) -> Path:
     return out
 
 
-def _described(part: Part) -> dict:
+def _described(part: Network) -> dict:
     """What goes into a part and comes out, as JSON."""
     with torch.no_grad():
         answers = part.compute(part.model, *part.inputs.values())
@@ -206,7 +217,8 @@ def export(run: runs.Run, out: str | Path, weights_only: bool = False) -> list[E
     runs.save_weights(out / "model.safetensors", model, torch.float32)
     size = (out / "model.safetensors").stat().st_size
     files.append(Exported("model.safetensors", "the weights, by their names in the model", size))
-    for name, part in {} if weights_only else parts.items():
+    wanted = {} if weights_only else parts
+    for name, part in tqdm(wanted.items(), run.name, unit=" networks", disable=None, delay=2):
         content = as_onnx(part)
         off = max(difference(part, content, n) for n in (1, 2, 5))
         if not off <= TOLERANCE:
@@ -220,7 +232,7 @@ def export(run: runs.Run, out: str | Path, weights_only: bool = False) -> list[E
     said = {
         "run": run.name,
         "recipe": run.recipe,
-        "weights": run.record["weights"],
+        "made_from": run.record["weights"],
         "networks": told,
     }
     runs.write_atomic(out / "export.json", json.dumps(said, indent=2, ensure_ascii=False) + "\n")

@@ -147,3 +147,14 @@ def test_real_data_without_a_record_are_scikit_learns_digits_on_one_page():
     assert found == {"vae/latent-variables"}
     index = (ROOT / "nbs" / "index.ipynb").read_text("utf8")
     assert "scikit-learn" in index and "scikit-learn" in (ROOT / "README.md").read_text("utf8")
+
+
+def test_a_reference_to_an_equation_leads_to_one():
+    texts = {name: path.read_text("utf8") for name, path in CHAPTERS.items()}
+    labels = {
+        label for text in texts.values() for label in re.findall(r"\$\$ \((eq-[\w-]+)\)", text)
+    }
+    assert len(labels) > 250
+    for name, text in texts.items():
+        lost = set(re.findall(r"\{eq\}`([\w-]+)`", text)) - labels
+        assert not lost, f"{name} refers to {', '.join(sorted(lost))}, which no equation is called"

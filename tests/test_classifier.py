@@ -62,5 +62,5 @@ def test_in_pieces_as_at_once():
 
 def test_images_that_are_scaled_already_are_refused():
     images = data.toy_house_numbers(4)
-    with pytest.raises(ValueError, match=r"UInt8.*got \(float32 of shape"):
+    with pytest.raises(ValueError, match=r"UInt8.*got the tuple \(float32 of shape"):
         classifier.objective(Classifier(4), (scale_pixels(images.images), images.labels))

@@ -96,7 +96,7 @@ def test_a_folder_has_all_that_others_need(made, tmp_path):
     images = model.decode(z).sigmoid().detach()
     assert torch.equal(fresh.decode(z).sigmoid().detach(), images)
     told = json.loads((tmp_path / "out" / "export.json").read_text())
-    assert told["run"] == made.name and told["weights"] == made.record["weights"]
+    assert told["run"] == made.name and told["made_from"] == made.record["weights"]
     (given,), (found,) = (told["networks"]["decoder"][side] for side in ("inputs", "outputs"))
     assert given == {"name": "z", "shape": ["batch", 2], "dtype": "float32"}
     session = onnxruntime.InferenceSession(tmp_path / "out" / "decoder.onnx")

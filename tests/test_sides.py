@@ -180,8 +180,13 @@ def test_at_the_command_line(genbook):
     assert [line.split("\t")[0] for line in lines[1:7]] == [
         "patches", "kernel", "Fréchet", "precision", "recall", "detail",
     ]  # fmt: skip
-    assert lines[7] == "40 images of each side and of the floor; 95 % intervals."
-    assert lines[8].startswith("patches can tell A from B: A's distance less the floor is 0.")
+    assert (
+        lines[7]
+        == "40 images of each side and of the floor; 95 % intervals, which allow for so few images."
+    )
+    assert lines[8].startswith(
+        "patches can tell A from B: A's distance less the floor lies from 0."
+    )
     assert lines[9] == "Judge: patches, which was trained on nothing."
     assert lines[10] == "No judge was examined on images of this kind, patches neither."
     status, out, _ = genbook("quality", "soft.npz", "one.npz", "--json")

@@ -115,9 +115,11 @@ def _in_folder(folder: Path) -> Iterator[Found]:
         raise DataError(f"{folder}: no pictures of the formats {', '.join(_ENDINGS)}{others}")
     labels = {path.parts[0] if len(path.parts) > 1 else None for path in pictures}
     if None in labels and len(labels) > 1:
-        loose = next(path for path in pictures if len(path.parts) == 1)
+        loose = [path for path in pictures if len(path.parts) == 1]
+        lie = f"{loose[0]} lies" if len(loose) == 1 else f"{loose[0]} and {len(loose) - 1} more lie"
         raise DataError(
-            f"{folder}: {loose} lies beside subfolders, whose names are labels; move it into one"
+            f"{folder}: {lie} beside subfolders, whose names are labels; put all pictures into "
+            "subfolders, or none"
         )
     if labels <= {"train", "valid", "val", "validation", "test"}:
         raise DataError(
@@ -171,7 +173,10 @@ def _in_archive(file: Path) -> Iterator[Found]:
         if labels is not None and (labels.shape != (len(rows),) or labels.dtype.kind not in "uiU"):
             raise ValueError("its labels must be whole numbers or names, one for each image")
     except Exception as error:
-        raise DataError(f"{file}: not an archive of images ({error})") from error
+        pickled = (
+            "it is no archive, or has Python objects in it" if "pickle" in str(error) else error
+        )
+        raise DataError(f"{file}: not an archive of images ({pickled})") from error
     for k, row in enumerate(rows):
         label = None if labels is None else labels[k].item()
         pixels = row[..., 0] if row.shape[2] == 1 else row
@@ -240,9 +245,11 @@ def _squares(
             squares.append(pixels if dataset.white == 255 else (pixels > 127).astype(np.uint8))
             labels.append(found.label)
     if 100 * len(left_out) > len(squares) + len(left_out):
+        small = any("pixels, and" in each for each in left_out)
+        cure = "; small ones do for a smaller --side" if small else ""
         raise DataError(
             f"{place}: {len(left_out)} of {len(squares) + len(left_out)} pictures cannot be used, and one in a "
-            f"hundred may be so; mend or remove {_some(left_out)}"
+            f"hundred may be so; mend or remove {_some(left_out)}{cure}"
         )
     return squares, labels, left_out
 

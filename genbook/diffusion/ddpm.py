@@ -25,7 +25,7 @@ from ..data import Colour, Splits, data_set
 from .derivation import Diffusion, extract, linear_betas, t_sample
 from .sampling import sample_ancestral, sample_ddim
 from .unet import UNet
-from ..families import Family, Headline, Job, Made, Part, fit_recipe
+from ..families import Family, Headline, Job, Made, Network, fit_recipe
 from ..images import nearest, roughness, scale_pixels, show_pixels
 from ..randomness import own_randomness
 from ..viz import to_png
@@ -483,7 +483,7 @@ def portrait(
 
 # %% ../../nbs/diffusion/ddpm.ipynb #d0c0f379
 #| code-fold: true
-def parts(recipe: DDPMRecipe, model: DDPM) -> dict[str, Part]:
+def parts(recipe: DDPMRecipe, model: DDPM) -> dict[str, Network]:
     """The network that sees noise, for other programs.
 
     Args:
@@ -492,7 +492,7 @@ def parts(recipe: DDPMRecipe, model: DDPM) -> dict[str, Part]:
     """
     last = recipe.timesteps - 1
     return {
-        "unet": Part(
+        "unet": Network(
             model,
             lambda model, x, t: model.clipped_noise(x, t),
             {"x": torch.zeros(2, *model.shape), "t": torch.tensor([0, last])},

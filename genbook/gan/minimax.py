@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .. import runs
 from ..data import Splits
 from ..data.sets import GreyDigits, data_set
-from ..families import Family, Headline, Job, Made, Part, fit_recipe
+from ..families import Family, Headline, Job, Made, Network, fit_recipe
 from genbook.fields import (
     Checked,
     Count,
@@ -517,7 +517,7 @@ def keep_portrait(recipe: GANRecipe, played: Played, splits: Splits, out: Path) 
 
 # %% ../../nbs/gan/minimax.ipynb #a60bdff3
 #| code-fold: true
-def parts(recipe: GANRecipe, played: Played) -> dict[str, Part]:
+def parts(recipe: GANRecipe, played: Played) -> dict[str, Network]:
     """The networks of the game, for other programs.
 
     Args:
@@ -525,14 +525,14 @@ def parts(recipe: GANRecipe, played: Played) -> dict[str, Part]:
         played: trained.
     """
     return {
-        "generator": Part(
+        "generator": Network(
             played.model,
             lambda model, z: model.generator(z),
             {"z": torch.zeros(2, recipe.latent)},
             ("images",),
             "latents of N(0, I) to images in [-1, 1]",
         ),
-        "discriminator": Part(
+        "discriminator": Network(
             played.model,
             lambda model, x: model.discriminator(x),
             {"x": torch.zeros(2, *data_set(recipe.data).shape)},

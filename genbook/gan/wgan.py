@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .. import runs
 from ..data import Splits
 from ..data.sets import Colour, data_set
-from ..families import Family, Headline, Job, Made, Part, fit_recipe
+from ..families import Family, Headline, Job, Made, Network, fit_recipe
 from genbook.fields import (
     Checked,
     Count,
@@ -496,7 +496,7 @@ def keep_portrait(
 
 # %% ../../nbs/gan/wgan.ipynb #041b4a3f
 #| code-fold: true
-def parts(recipe: WGANRecipe, model: WGAN) -> dict[str, Part]:
+def parts(recipe: WGANRecipe, model: WGAN) -> dict[str, Network]:
     """The networks of the game, for other programs.
 
     Args:
@@ -504,14 +504,14 @@ def parts(recipe: WGANRecipe, model: WGAN) -> dict[str, Part]:
         model: trained.
     """
     return {
-        "generator": Part(
+        "generator": Network(
             model,
             lambda model, z: model.generator(z),
             {"z": torch.zeros(2, recipe.latent)},
             ("images",),
             "latents of N(0, I) to images in [-1, 1]",
         ),
-        "critic": Part(
+        "critic": Network(
             model,
             lambda model, x: model.critic(x),
             {"x": torch.zeros(2, *model.critic.shape)},

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .. import runs
 from ..data import Splits
 from ..data.sets import Photographs, data_set
-from ..families import Family, Headline, Job, Made, Part, fit_recipe
+from ..families import Family, Headline, Job, Made, Network, fit_recipe
 from genbook.fields import (
     Checked,
     Count,
@@ -293,7 +293,7 @@ def keep_portrait(
 
 # %% ../../nbs/judges/classifier.ipynb #4af5b9d7
 #| code-fold: true
-def parts(recipe: ClassifierRecipe, model: nn.Module) -> dict[str, Part]:
+def parts(recipe: ClassifierRecipe, model: nn.Module) -> dict[str, Network]:
     """The classifier, for other programs.
 
     Args:
@@ -301,7 +301,7 @@ def parts(recipe: ClassifierRecipe, model: nn.Module) -> dict[str, Part]:
         model: trained.
     """
     return {
-        "classifier": Part(
+        "classifier": Network(
             model,
             lambda model, x: model(x),
             {"x": torch.zeros(2, *data_set(recipe.data).shape)},

@@ -156,8 +156,8 @@ def common_shape(
     if len(fixed) > 1:
         one, other = map(in_words, fixed)
         raise ValueError(
-            f"{a.given} has images of {one} and {b.given} of {other}; bring both to one side, with "
-            "as many channels: side (genbook quality: --side)"
+            f"{a.given} has images of {one} and {b.given} of {other}; --side {min(shape[1] for shape in fixed)} "
+            "brings both to one side, grey where one of them is"
         )
     return fixed[0] if fixed else of_judge
 

@@ -238,10 +238,18 @@ _ELSEWHERE = (
 
 
 def _no_such_run(name_or_path: str | Path) -> str:
+    named = os.path.expanduser(name_or_path).removesuffix(".unfinished")
+    if any((root / f"{named}.unfinished").is_dir() for root in (runs_root(), Path()) if root):
+        return (
+            f"the run {named!r} is not finished: the `genbook train` that began it goes on with it"
+        )
     names = dict.fromkeys(run.name for run in [*all_runs(), *book_runs()])
-    hint = nearest(name_or_path, names) or f"; there are: {', '.join(names) or 'none'}"
+    all_of_them = f"there are: {', '.join(names) or 'none'}"
+    hint = nearest(name_or_path, names)
+    hint = hint or f"; {all_of_them if len(names) < 9 else '`genbook records` lists what there is'}"
+    book = " or among the book's" if book_folder() not in (None, runs_root()) else ""
     where = "" if book_folder() else _ELSEWHERE
-    return f"no run {str(name_or_path)!r} in {runs_root()}{hint}{where}"
+    return f"no run {str(name_or_path)!r} in {runs_root()}{book}{hint}{where}"
 
 # %% ../../nbs/runs/record.ipynb #517a0b0d
 def _as_tuple(value):

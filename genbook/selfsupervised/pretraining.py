@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..data import Splits
 from ..data.sets import Colour, data_set
 from ..descent import in_precision
-from ..families import Part
+from ..families import Network
 from genbook.fields import (
     Checked,
     Count,
@@ -119,7 +119,7 @@ def _looked_at(
         yield tuple(numbers.float() for numbers in seen)
 
 
-def parts(recipe: Any, model: nn.Module) -> dict[str, Part]:
+def parts(recipe: Any, model: nn.Module) -> dict[str, Network]:
     """A model's encoder, for other programs.
 
     Args:
@@ -127,7 +127,7 @@ def parts(recipe: Any, model: nn.Module) -> dict[str, Part]:
         model: whose `encoder` ends in a projector, `fc`.
     """
     return {
-        "encoder": Part(
+        "encoder": Network(
             model,
             lambda model, x: _seen(model, normalise(x)),
             {"x": torch.zeros(2, *data_set(recipe.data).shape)},

@@ -25,7 +25,7 @@ from ..data import Splits
 from ..data.sets import Binary, data_set
 from ..descent import OPTIMIZERS, SCHEDULES
 from ..divergences import kl_gaussian_gaussian_analytic
-from ..families import Family, Headline, Job, Made, Part, fit_recipe
+from ..families import Family, Headline, Job, Made, Network, fit_recipe
 from ..likelihoods import at_hand, log_likelihood_bernoulli_logits
 from ..randomness import own_randomness, standard_normal
 from .elbo import LatentModel, elbo_terms
@@ -562,7 +562,7 @@ def draw(
 
 # %% ../../nbs/vae/binarised-mnist.ipynb #21b16ddf
 #| code-fold: true
-def parts(recipe: VAERecipe, model: BernoulliVAE) -> dict[str, Part]:
+def parts(recipe: VAERecipe, model: BernoulliVAE) -> dict[str, Network]:
     """The networks of a model, for other programs.
 
     Args:
@@ -571,14 +571,14 @@ def parts(recipe: VAERecipe, model: BernoulliVAE) -> dict[str, Part]:
     """
     images, latents = torch.zeros(2, *data_set(recipe.data).shape), torch.zeros(2, recipe.latent)
     return {
-        "encoder": Part(
+        "encoder": Network(
             model,
             lambda model, x: model.encode(x),
             {"x": images},
             ("mean", "logvar"),
             "images of bits to mean and log-variance of q(z|x)",
         ),
-        "decoder": Part(
+        "decoder": Network(
             model,
             lambda model, z: model.decode(z).sigmoid(),
             {"z": latents},

@@ -23,7 +23,7 @@ from .. import runs
 from ..data import Splits
 from ..data.sets import Colour, data_set
 from ..descent import OPTIMIZERS
-from ..families import Family, Headline, Job, Made, Part, fit_recipe
+from ..families import Family, Headline, Job, Made, Network, fit_recipe
 from genbook.fields import (
     Checked,
     Count,
@@ -459,7 +459,7 @@ def _posterior(model: GaussianVAE, x: Tensor) -> tuple[Tensor, Tensor]:
     return posterior.mean, posterior.logvar
 
 
-def parts(recipe: GaussianVAERecipe, model: GaussianVAE) -> dict[str, Part]:
+def parts(recipe: GaussianVAERecipe, model: GaussianVAE) -> dict[str, Network]:
     """The networks of a model, for other programs.
 
     Args:
@@ -467,14 +467,14 @@ def parts(recipe: GaussianVAERecipe, model: GaussianVAE) -> dict[str, Part]:
         model: trained.
     """
     return {
-        "encoder": Part(
+        "encoder": Network(
             model,
             _posterior,
             {"x": torch.zeros(2, *model.shape)},
             ("mean", "logvar"),
             "images in [-1, 1] to mean and log-variance of q(z|x)",
         ),
-        "decoder": Part(
+        "decoder": Network(
             model,
             lambda model, z: model.decode(z).mode(),
             {"z": torch.zeros(2, recipe.latent)},
