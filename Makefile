@@ -34,15 +34,15 @@ help:
 	@echo "make peers      compare values and times with other libraries, in an environment of their own"
 	@echo "make clean      remove the site and its caches"
 
-# A Python of 3.11 or later, the tested 3.11 first; PYTHON=... overrides.
+# A Python of 3.11.5 or later, which the locked versions ask for, the tested 3.11 first; PYTHON=... overrides.
 $(VENV)/python.stamp:
 	@set -- python3.11 python3 python3.12 python3.13 python; \
 	if [ -n "$(PYTHON)" ]; then set -- "$(PYTHON)"; fi; \
 	for candidate in "$$@"; do \
-	  if "$$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found="$$candidate"; break; fi; \
+	  if "$$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11, 5))' 2>/dev/null; then found="$$candidate"; break; fi; \
 	done; \
 	if [ -z "$${found:-}" ]; then \
-	  echo "genbook needs Python 3.11 or later with venv; none found (looked for: $$(printf '%s, ' "$$@" | sed 's/, $$//'))." >&2; \
+	  echo "genbook needs Python 3.11.5 or later with venv; none found (looked for: $$(printf '%s, ' "$$@" | sed 's/, $$//'))." >&2; \
 	  echo "Install one, or name it: make book PYTHON=/path/to/python" >&2; exit 1; \
 	fi; \
 	echo "== environment: $$("$$found" --version) in $(VENV)"; \
