@@ -121,7 +121,7 @@ def enlarge_text(figure: MatplotlibFigure) -> None:
         _break_line(ax.yaxis.label, 1.1 * ax.bbox.height)
         _break_names(ax)
     if (width := figure.get_tightbbox().width) > figure.get_figwidth():  # as drawn, in inches
-        _raise_text(figure, 1.06 * width)  # larger text makes it a little wider
+        _raise_text(figure, 1.04 * width)  # larger text makes it a little wider
 
 
 def _raise_text(figure: MatplotlibFigure, width: float) -> None:
