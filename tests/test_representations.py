@@ -67,7 +67,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is n
 def test_memory_is_that_of_the_table_asked_for(queries):
     """A table of 32 MB and copies of its size, whatever the number of queries; all at once would take 60 and 240 MB."""
     before, peak = memory_of(50_000, queries, 8, 32 * 2**20)
-    assert peak - before < 120
+    assert peak - before < 150
 
 
 @linux
