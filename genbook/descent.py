@@ -345,7 +345,7 @@ def rows_of(
         return data
     try:
         stacked = default_collate([data[i] for i in range(len(data))])  # type: ignore[arg-type]
-    except (TypeError, RuntimeError, NotImplementedError) as error:
+    except (TypeError, RuntimeError) as error:
         raise ValueError(f"data must have items that can be stacked as tensors: {error}") from None
     return tuple(stacked) if isinstance(stacked, (list, tuple)) else stacked
 
