@@ -64,7 +64,8 @@ def _with_batch(model: Any) -> Any:
     free = graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in [*graph.input, *graph.output, *graph.value_info]:
         for size in value.type.tensor_type.shape.dim:
-            size.dim_param = size.dim_param.replace(free, "batch")
+            if size.dim_param:  # to set it would take the number from a fixed size
+                size.dim_param = size.dim_param.replace(free, "batch")
     return model
 
 
@@ -138,9 +139,6 @@ def difference(part: Network, onnx: bytes, n: Count) -> float:
     )
 
 # %% ../nbs/exporting.ipynb #b399d3d9
-_ENDINGS = (".onnx", ".safetensors", "export.json")
-
-
 @dataclass(frozen=True)
 class Exported:
     """A file of an export."""
@@ -149,6 +147,16 @@ class Exported:
     says: str  # what it is
     size: int  # bytes
     difference: float | None = None  # from torch, as a share of the largest answer
+
+
+def _of_an_export(out: Path) -> set[str]:
+    """The names of files in a folder that an earlier export left there, as its list says."""
+    try:
+        listed = json.loads((out / "export.json").read_text("utf8"))["files"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
+    named = {name for name in [*listed, "export.json"] if isinstance(name, str)}
+    return named & {file.name for file in out.iterdir() if file.is_file()}
 
 
 def check_folder(out: str | Path) -> Path:
@@ -162,7 +170,7 @@ def check_folder(out: str | Path) -> Path:
     out = Path(out).expanduser()
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is not a folder; name one")
-    if out.is_dir() and any(not file.name.endswith(_ENDINGS) for file in out.iterdir()):
+    if out.is_dir() and {file.name for file in out.iterdir()} - _of_an_export(out):
         raise ValueError(f"--out {out} is a folder with other things in it; name a new one")
     return out
 
@@ -210,13 +218,7 @@ def export(run: runs.Run, out: str | Path, weights_only: bool = False) -> list[E
         )
     if not weights_only:
         _need_onnx()
-    parts, files, told = family.parts(recipe, kept), [], {}
-    for file in list(out.iterdir()) if out.is_dir() else ():
-        file.unlink()
-    model = next(iter(parts.values())).model
-    runs.save_weights(out / "model.safetensors", model, torch.float32)
-    size = (out / "model.safetensors").stat().st_size
-    files.append(Exported("model.safetensors", "the weights, by their names in the model", size))
+    parts, graphs, told = family.parts(recipe, kept), {}, {}
     wanted = {} if weights_only else parts
     for name, part in tqdm(wanted.items(), run.name, unit=" networks", disable=None, delay=2):
         content = as_onnx(part)
@@ -224,16 +226,30 @@ def export(run: runs.Run, out: str | Path, weights_only: bool = False) -> list[E
         if not off <= TOLERANCE:
             raise ValueError(
                 f"the graph of {run.name}'s {name} differs from the network by {off:.2g} of the "
-                f"largest answer, more than {TOLERANCE:g}: nothing was written of it"
+                f"largest answer, more than {TOLERANCE:g}: nothing was written"
             )
-        runs.write_atomic(out / f"{name}.onnx", content)
+        graphs[f"{name}.onnx"] = content
         told[name] = {**_described(part), "difference": off}
-        files.append(Exported(f"{name}.onnx", part.says, len(content), off))
+    for old in _of_an_export(out):
+        (out / old).unlink()
+    weights = runs.save_weights(
+        out / "model.safetensors", next(iter(parts.values())).model, torch.float32
+    )
+    for file, content in graphs.items():
+        runs.write_atomic(out / file, content)
     said = {
         "run": run.name,
         "recipe": run.recipe,
         "made_from": run.record["weights"],
+        "files": [weights.name, *graphs],
         "networks": told,
     }
     runs.write_atomic(out / "export.json", json.dumps(said, indent=2, ensure_ascii=False) + "\n")
-    return files
+    size = weights.stat().st_size
+    return [
+        Exported(weights.name, "the weights, by their names in the model", size),
+        *(
+            Exported(f"{name}.onnx", each["says"], len(graphs[f"{name}.onnx"]), each["difference"])
+            for name, each in told.items()
+        ),
+    ]

@@ -101,6 +101,8 @@ def test_a_folder_has_all_that_others_need(made, tmp_path):
     assert given == {"name": "z", "shape": ["batch", 2], "dtype": "float32"}
     session = onnxruntime.InferenceSession(tmp_path / "out" / "decoder.onnx")
     (seen,) = session.run([found["name"]], {"z": z.numpy()})
+    for side, of in ((given, session.get_inputs()), (found, session.get_outputs())):
+        assert [(each.name, each.shape) for each in of] == [(side["name"], side["shape"])]
     np.testing.assert_allclose(seen, images.numpy(), atol=1e-5)
     assert found["shape"] == ["batch", *seen.shape[1:]]
     assert [each.file for each in exporting.export(made, tmp_path / "out")]  # once more
@@ -110,9 +112,33 @@ def test_a_graph_that_differs_is_not_written(made, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "difference", lambda *_: 0.01)
     with pytest.raises(ValueError, match="encoder differs from the network by 0.01 of the largest"):
         exporting.export(made, tmp_path / "out")
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["model.safetensors"]
+    assert not (tmp_path / "out").exists()
     monkeypatch.undo()
     assert len(exporting.export(made, tmp_path / "out")) == 3
+    monkeypatch.setattr(exporting, "difference", lambda *_: 0.01)
+    with pytest.raises(ValueError, match="nothing was written"):
+        exporting.export(made, tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 4  # of the export before
+
+
+def test_files_of_others_stay(made, tmp_path):
+    """Also such as an export could have left, and those beside an earlier export."""
+    (tmp_path / "out").mkdir()
+    mine = tmp_path / "out" / "mine.safetensors"
+    mine.write_bytes(b"mine")
+    with pytest.raises(ValueError, match="is a folder with other things in it"):
+        exporting.export(made, tmp_path / "out")
+    assert mine.read_bytes() == b"mine"
+    mine.unlink()
+    exporting.export(made, tmp_path / "out")
+    exporting.export(made, tmp_path / "out", weights_only=True)
+    left = {"model.safetensors", "export.json"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == left
+    mine.write_bytes(b"mine")
+    (tmp_path / "out" / "export.json").write_text('{"files": ["../out/mine.safetensors", 3]}')
+    with pytest.raises(ValueError, match="is a folder with other things in it"):
+        exporting.export(made, tmp_path / "out")
+    assert mine.read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize(

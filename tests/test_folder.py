@@ -343,7 +343,7 @@ def test_an_archive_has_labels_by_number_or_by_name(tmp_path):
         ({"x": np.zeros(3), "y": np.zeros(3)}, "no `images`, but x, y"),
         ({"images": np.zeros((60, 8, 8), np.uint8), "labels": np.zeros(59, int)}, "one for each"),
         ({"images": np.zeros((60, 8, 8), np.uint8), "labels": np.full(60, -1)}, "from 0 to 255"),
-        ({"images": np.array([{}] * 60, object)}, "or has Python objects in it"),
+        ({"images": np.array([{}] * 60, object)}, "it has Python objects in it"),
     ],
 )  # fmt: skip
 def test_an_archive_of_something_else_says_so(tmp_path, arrays, told):

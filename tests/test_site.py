@@ -225,7 +225,7 @@ def test_every_image_says_what_it_shows(pages):
 
 
 def test_text_in_figures_can_be_read_on_a_phone(pages):
-    """Seven pixels, but for rounding, where a figure is 342 wide. A figure says how high its smallest text is; other pictures have none."""
+    """Seven pixels, or next to it, where a figure is 342 wide. A figure says how high its smallest text is; other pictures have none."""
     told, small = 0, []
     for name, path in pages.items():
         for image in page(path).select("article img[src$='.png']"):

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from ..runs.files import replacing, write_atomic
+
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup, Tag
 
@@ -321,7 +323,7 @@ def write_pdf(text: str, path: Path | str) -> int:
             r"""(<a href=["']#([^"']+)["']>[^\n]*?</a>)<span>0000</span>""", numbered, text
         )
         made = printed(text, "--generate-pdf-document-outline")
-        Path(path).write_bytes(made)
+        write_atomic(path, made)
     return made.count(b"/Type /Page\n")
 
 # %% ../../nbs/book/bound.ipynb #678297ac
@@ -460,7 +462,7 @@ def write_epub(
         "book.css": style,
         **files,
     }
-    with zipfile.ZipFile(path, "w") as archive:
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         archive.writestr(zipfile.ZipInfo("mimetype"), "application/epub+zip")  # first, and plain
         for name, text in files.items():
             archive.writestr(zipfile.ZipInfo(name), text, zipfile.ZIP_DEFLATED)
@@ -489,7 +491,6 @@ def bind(site: Path | str, path: Path | str) -> str:
     pages = gather(site)
     formulas = sum(len(page.body.select(".math")) for page in pages)
     text = typeset(document(site, pages), formulas)
-    path.parent.mkdir(parents=True, exist_ok=True)
     what = f"{len(pages)} chapters"
     if path.suffix == ".pdf":
         what += f" on {write_pdf(text, path)} pages"

@@ -182,10 +182,10 @@ def package_page(part: str = "", root: Path | None = None) -> str:
     for module, chapter in module_chapters(root / "nbs").items():
         if module.rpartition(".")[0] == part:
             family = f"genbook.{module}" in FAMILIES.values()
-            left = "train, build, evaluate, sample" if family else "set"  # matplotlib's own
+            left = "\n   :exclude-members: train, build, evaluate, sample" if family else ""
             said.append(
                 f"## genbook.{module}\n\nDerived in {{doc}}`/{chapter}`.\n\n```{{eval-rst}}\n"
-                f".. automodule:: genbook.{module}\n   :members:\n   :exclude-members: {left}\n```\n"
+                f".. automodule:: genbook.{module}\n   :members:{left}\n```\n"
             )
     return "\n".join(said)
 

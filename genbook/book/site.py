@@ -5,6 +5,7 @@ __all__ = ['page_digest', 'run_notebooks', 'setup']
 
 # %% ../../nbs/book/site.ipynb #865f8959
 #| code-fold: true
+import inspect
 import json
 import os
 import tempfile
@@ -182,8 +183,14 @@ def setup(
     def signature(app, what, name, thing, options, arguments, returned):
         return [text and without_ranges(text) for text in (arguments, returned)]
 
+    def skip(app, what, name, thing, skipped, options):
+        """Leave out methods that a library has put into a class of ours, as matplotlib does."""
+        foreign = inspect.isfunction(thing) and not thing.__module__.startswith("genbook")
+        return True if what == "class" and foreign else None
+
     names = unique_names(Path(app.srcdir).parent)
     app.add_directive("package", Package)
+    app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-process-docstring", documentation, priority=100)  # before napoleon's
     app.connect("doctree-read", lambda app, doctree: link_names(doctree, names))

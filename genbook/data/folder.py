@@ -8,6 +8,7 @@ import hashlib
 import io
 import sys
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -164,6 +165,8 @@ def _in_archive(file: Path) -> Iterator[Found]:
     from PIL import Image
 
     try:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("it is no archive of NumPy")
         with np.load(file, allow_pickle=False) as archive:
             name = "images" if "images" in archive else archive.files[0]
             if name != "images" and len(archive.files) > 1:
@@ -173,10 +176,8 @@ def _in_archive(file: Path) -> Iterator[Found]:
         if labels is not None and (labels.shape != (len(rows),) or labels.dtype.kind not in "uiU"):
             raise ValueError("its labels must be whole numbers or names, one for each image")
     except Exception as error:
-        pickled = (
-            "it is no archive, or has Python objects in it" if "pickle" in str(error) else error
-        )
-        raise DataError(f"{file}: not an archive of images ({pickled})") from error
+        told = "it has Python objects in it" if "allow_pickle" in str(error) else error
+        raise DataError(f"{file}: not an archive of images ({told})") from error
     for k, row in enumerate(rows):
         label = None if labels is None else labels[k].item()
         pixels = row[..., 0] if row.shape[2] == 1 else row
@@ -246,7 +247,7 @@ def _squares(
             labels.append(found.label)
     if 100 * len(left_out) > len(squares) + len(left_out):
         small = any("pixels, and" in each for each in left_out)
-        cure = "; small ones do for a smaller --side" if small else ""
+        cure = "; with a smaller --side they would do" if small else ""
         raise DataError(
             f"{place}: {len(left_out)} of {len(squares) + len(left_out)} pictures cannot be used, and one in a "
             f"hundred may be so; mend or remove {_some(left_out)}{cure}"
